@@ -1,0 +1,400 @@
+"""Presets and command lines to typed arguments. Nothing else in the project parses.
+
+A preset is a YAML file. Its sections `vqvae`, `unet` and `noise_scheduler` are passed verbatim to the diffusers class;
+its other keys are flags of the scripts, and a section named after a script (`train_vqgan`, `train_ldm`, `train_ddpm`)
+holds the flags of that script alone. On the command line, `--flag value` overrides a flag and `--section.key value`
+an entry of a section, for example `--unet.block_out_channels "[64, 128]"` or `--train_vqgan.max_train_steps 500`.
+"""
+
+import difflib
+import os
+import re
+import sys
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import yaml
+
+from hwdiffusion import InputError
+
+
+MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler")
+
+
+@dataclass
+class DataArguments:
+    """Where pictures and labels come from. The first stage of a latent diffusion shares all of these."""
+
+    dataset_name: Optional[str] = field(
+        default=None, metadata={"help": "A data set of the Hub (ylecun/mnist), or `digits`, the embedded one."}
+    )
+    dataset_config_name: Optional[str] = field(default=None, metadata={"help": "The configuration of that data set."})
+    train_data_dir: Optional[str] = field(
+        default=None,
+        metadata={"help": "A folder instead: parquet files, one sub-folder a class, or pictures without labels."},
+    )
+    image_column: Optional[str] = field(default=None, metadata={"help": "Default: the first column with images."})
+    label_column: Optional[str] = field(default=None, metadata={"help": "Default: the column with class labels."})
+    resolution: list[int] = field(
+        default_factory=lambda: [32], metadata={"help": "Size in pixels: one number, or height and width."}
+    )
+    image_mode: Literal["L", "RGB"] = field(
+        default="RGB", metadata={"help": "What pictures are converted to: L (grayscale, one channel) or RGB."}
+    )
+    center_crop: bool = field(
+        default=True, metadata={"help": "Scale and crop the centre; with false, resize without keeping the aspect."}
+    )
+    random_flip: bool = field(default=False, metadata={"help": "Flip pictures horizontally at random."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "What is split off for validation where the data has no split of its own."}
+    )
+    max_train_samples: Optional[int] = field(default=None, metadata={"help": "Use the first pictures only."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Skip and count unreadable pictures."})
+    image_memory_gb: float = field(
+        default=4.0, metadata={"help": "Decoded pictures are kept in memory up to this size, else read lazily."}
+    )
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that read pictures lazily."})
+
+
+@dataclass
+class MachineArguments:
+    """What the run is done with. The first stage of a latent diffusion shares these too."""
+
+    seed: int = field(default=0, metadata={"help": "Everything that is drawn in training is a function of it."})
+    mixed_precision: Literal["no", "fp16", "bf16"] = field(default="no", metadata={"help": "Autocast to this type."})
+    report_to: Optional[str] = field(
+        default=None, metadata={"help": "tensorboard, wandb or another tracker of accelerate, besides metrics.jsonl."}
+    )
+    logging_steps: int = field(default=25, metadata={"help": "Losses are fetched from the device this often."})
+
+
+@dataclass
+class TrainingArguments(MachineArguments, DataArguments):
+    """The flags that every training script has."""
+
+    preset: str = field(default="digits", metadata={"help": "The name of a preset, or the path of a YAML file."})
+    output_dir: Optional[str] = field(default=None, metadata={"help": "The run folder. Default: runs/PRESET."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run in it and start anew."})
+    resume_from_checkpoint: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "`latest`, or a checkpoint folder, to continue from although settings changed. By default a run "
+            "continues from its latest checkpoint if its settings are the same."
+        },
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print configuration, sizes and the time a step takes."})
+
+    train_batch_size: int = field(default=64, metadata={"help": "Pictures a step, process and micro-batch."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches a step."})
+    max_train_steps: Optional[int] = field(default=None, metadata={"help": "Optimizer steps; or give epochs."})
+    num_train_epochs: Optional[int] = field(default=None, metadata={"help": "Epochs, if no steps are given."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "The highest learning rate."})
+    lr_scheduler: str = field(default="linear", metadata={"help": "linear, cosine, constant, constant_with_warmup."})
+    lr_warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
+    adam_weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    use_ema: bool = field(default=True, metadata={"help": "Save and sample an average of the weights."})
+    ema_max_decay: float = field(default=0.999, metadata={"help": "The average's largest decay."})
+    ema_power: float = field(default=0.75, metadata={"help": "Its warm-up: decay 1 - (1 + step)^-power."})
+
+    checkpointing_steps: Optional[int] = field(default=None, metadata={"help": "Default: a tenth of the run."})
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "Older checkpoints are deleted."})
+    sample_steps: Optional[list[int]] = field(default=None, metadata={"help": "Draw a sample grid after these steps."})
+    sample_epochs: Optional[list[int]] = field(default=None, metadata={"help": "And after these epochs."})
+
+
+@dataclass
+class VQGANArguments(TrainingArguments):
+    """Flags of train_vqgan.py."""
+
+    mse_weight: float = field(default=1.0, metadata={"help": "Weight of the squared error."})
+    l1_weight: float = field(default=0.2, metadata={"help": "Weight of the absolute error."})
+    perceptual_weight: float = field(default=0.0, metadata={"help": "Weight of the perceptual loss."})
+    perceptual_model: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "An image model of transformers, whose hidden states are compared. Default: a Laplacian pyramid, "
+            "which needs no model."
+        },
+    )
+    codebook_weight: float = field(default=1.0, metadata={"help": "Weight of codebook and commitment loss."})
+    commitment_beta: float = field(default=0.25, metadata={"help": "Weight of the commitment within it."})
+    codebook_restart_steps: int = field(default=100, metadata={"help": "Dead codes restart this often; 0: never."})
+    codebook_restart_until: float = field(default=0.6, metadata={"help": "The part of training with restarts."})
+    discriminator_weight: float = field(default=0.0, metadata={"help": "Weight of the adversarial loss; 0: none."})
+    discriminator_start: float = field(default=0.5, metadata={"help": "The part of training before it sets in."})
+    discriminator_learning_rate: float = field(default=2e-4, metadata={"help": "Its learning rate."})
+    discriminator_channels: int = field(default=64, metadata={"help": "Channels of its first layer."})
+    discriminator_layers: int = field(default=2, metadata={"help": "Its down-sampling layers."})
+
+
+@dataclass
+class DiffusionArguments(TrainingArguments):
+    """Flags of train_ddpm.py."""
+
+    label_dropout: float = field(
+        default=0.1, metadata={"help": "How often labels are dropped, so that guidance works; 0: never."}
+    )
+    timestep_sampling: Literal["uniform", "stratified"] = field(
+        default="stratified", metadata={"help": "Timesteps of a batch: independent, or spread evenly."}
+    )
+    snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
+    guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
+    num_inference_steps: int = field(default=50, metadata={"help": "Recommended by the saved pipeline."})
+
+
+@dataclass
+class LatentDiffusionArguments(DiffusionArguments):
+    """Flags of train_ldm.py."""
+
+    vqvae: Optional[str] = field(
+        default=None,
+        metadata={"help": "A trained VQModel: a folder or a Hub id. Default: train the first stage first."},
+    )
+
+
+SCRIPTS = {
+    "train_vqgan": VQGANArguments,
+    "train_ddpm": DiffusionArguments,
+    "train_ldm": LatentDiffusionArguments,
+}
+
+# What may differ between the runs of one folder without changing its result.
+_NOT_IN_RESULT = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "report_to", "preset",
+                  "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps", "sample_epochs",
+                  "image_memory_gb", "dataloader_num_workers"}  # fmt: skip
+
+
+@dataclass
+class Config:
+    """A script's resolved arguments, and the sections of its preset."""
+
+    script: str
+    args: Any
+    sections: dict[str, dict]  # vqvae, unet, noise_scheduler, as given to the diffusers classes
+    other_scripts: dict[str, dict] = field(default_factory=dict)  # flags of the other scripts, from the preset
+
+    def to_dict(self) -> dict:
+        flags = {item.name: getattr(self.args, item.name) for item in fields(self.args)}
+        used = {name: section for name, section in self.sections.items() if section}
+        return {"script": self.script, **flags, **used, **self.other_scripts}
+
+    def save(self, path: Path):
+        part = path.with_name(path.name + ".part")
+        part.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        os.replace(part, path)
+
+    def changes(self, saved: dict) -> list[str]:
+        """The keys that alter the result and differ from those of a saved configuration."""
+        now = yaml.safe_load(yaml.safe_dump(self.to_dict()))
+        keys = [key for key in {**saved, **now} if key not in _NOT_IN_RESULT]
+        return [key for key in keys if saved.get(key) != now.get(key)]
+
+    def first_stage(self, output_dir: Path) -> "Config":
+        """The configuration by which train_ldm.py trains its autoencoder: same preset, same data, same machine."""
+        shared = {item.name for cls in (DataArguments, MachineArguments) for item in fields(cls)}
+        args = _parse("train_vqgan", _as_argv(self.other_scripts.get("train_vqgan", {}), "train_vqgan"))
+        for name in shared:
+            setattr(args, name, getattr(self.args, name))
+        args.preset, args.output_dir, args.dry_run = self.args.preset, str(output_dir), self.args.dry_run
+        _validate(args)
+        return Config("train_vqgan", args, {"vqvae": self.sections["vqvae"]})
+
+
+def preset_names() -> list[str]:
+    files = resources.files("hwdiffusion").joinpath("presets").iterdir()
+    return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> dict:
+    """The content of a preset, by its name or the path of a YAML file.
+
+    Raises:
+        InputError: there is none, or it isn't a YAML mapping.
+    """
+    if name in preset_names():
+        text = resources.files("hwdiffusion").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
+    elif name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise InputError(f"there is no preset file {name}")
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise InputError(
+            f"unknown preset {name!r}{_nearest(name, preset_names())}; there are {', '.join(preset_names())}, "
+            "or give the path of a .yaml file"
+        )
+    try:
+        preset = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"preset {name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(preset, dict):
+        raise InputError(f"preset {name} must be a mapping of flags and sections, not {type(preset).__name__}")
+    return preset
+
+
+def parse(script: str, argv: list[str] | None = None) -> Config:
+    """The command line of a script, on top of its preset, to a configuration.
+
+    Raises:
+        InputError: an unknown preset, flag or key (the nearest known one is named), or a value that is not allowed.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in argv or "--help" in argv:
+        _parse(script, ["--help"])
+    flags, overrides = _split_overrides(argv, script)
+    chosen = re.split("=", next((f for f in flags if re.match("--preset(=|$)", f)), ""), maxsplit=1)
+    if chosen[0] == "--preset" and len(chosen) == 1:
+        place = flags.index("--preset") + 1
+        if place == len(flags):
+            raise InputError(f"--preset needs the name of a preset: {', '.join(preset_names())}, or a .yaml file")
+        name = flags[place]
+    else:
+        name = chosen[1] if len(chosen) == 2 else TrainingArguments.preset
+    preset = load_preset(name)
+    for (section, key), value in overrides.items():
+        preset.setdefault(section, {})[key] = value
+
+    sections = {section: _as_section(preset.pop(section, {}), section, name) for section in MODEL_SECTIONS}
+    scripts = {other: _as_section(preset.pop(other, {}), other, name) for other in SCRIPTS}
+    own = scripts.pop(script)
+    known_anywhere = {item.name for cls in SCRIPTS.values() for item in fields(cls)}
+    for key in preset:
+        if key not in known_anywhere:
+            known = sorted({*known_anywhere, *MODEL_SECTIONS, *SCRIPTS})
+            raise InputError(f"preset {name} has an unknown key {key!r}{_nearest(key, known)}")
+    if any(flag.split("=")[0] in ("--train_data_dir", "--dataset_name") for flag in flags):
+        # the user's own data takes the place of the preset's, columns and all
+        for key in ("dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column"):
+            preset.pop(key, None)
+
+    def flags_of(other: str, section: dict) -> dict:
+        known_here = {item.name for item in fields(SCRIPTS[other])}
+        return {**{key: value for key, value in preset.items() if key in known_here}, **section}
+
+    args = _parse(script, [*_as_argv(flags_of(script, own), name), *flags])
+    if args.output_dir is None:
+        args.output_dir = str(Path("runs", Path(args.preset).stem))
+    _validate(args)
+    used = {"train_vqgan": ["vqvae"], "train_ddpm": ["unet", "noise_scheduler"]}.get(script, MODEL_SECTIONS)
+    stages = {"train_vqgan": flags_of("train_vqgan", scripts["train_vqgan"])} if script == "train_ldm" else {}
+    config = Config(script, args, {section: sections[section] for section in used}, stages)
+    if script == "train_ldm" and args.vqvae is None:
+        config.first_stage(Path(args.output_dir))  # a mistake in its flags must not surface later
+    return config
+
+
+def run_script(script: str, train, argv: list[str] | None = None) -> int:
+    """Parse, train, and return the exit code: 2 with one sentence where the input can't be used."""
+    try:
+        train(parse(script, argv))
+    except InputError as error:
+        print(f"{script}.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _validate(args: TrainingArguments):
+    def require(condition: bool, key: str, allowed: str):
+        if not condition:
+            raise InputError(f"--{key} must be {allowed}, not {getattr(args, key)}")
+
+    require(1 <= len(args.resolution) <= 2 and min(args.resolution) > 0, "resolution", "one or two positive numbers")
+    for key in ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "checkpoints_total_limit"):
+        require(getattr(args, key) >= 1, key, "at least 1")
+    for key in ("max_train_steps", "num_train_epochs", "checkpointing_steps", "max_train_samples"):
+        require(getattr(args, key) is None or getattr(args, key) >= 1, key, "at least 1")
+    require(args.learning_rate > 0, "learning_rate", "positive")
+    require(0 <= args.seed < 2**63, "seed", "in 0 to 2^63 - 1")
+    require(0 < args.validation_fraction < 1, "validation_fraction", "between 0 and 1")
+    schedulers = ("linear", "cosine", "constant", "constant_with_warmup")
+    require(args.lr_scheduler in schedulers, "lr_scheduler", f"one of {', '.join(schedulers)}")
+    if args.max_train_steps is None and args.num_train_epochs is None:
+        raise InputError("give --max_train_steps or --num_train_epochs")
+    if args.dataset_name is None and args.train_data_dir is None:
+        raise InputError("give --train_data_dir FOLDER or --dataset_name NAME (`digits` is embedded)")
+    if args.dataset_name is not None and args.train_data_dir is not None:
+        raise InputError("give either --train_data_dir or --dataset_name, not both")
+    if isinstance(args, DiffusionArguments):
+        require(0 <= args.label_dropout < 1, "label_dropout", "at least 0 and less than 1")
+        require(args.snr_gamma is None or args.snr_gamma > 0, "snr_gamma", "positive")
+        require(args.guidance_scale >= 1, "guidance_scale", "at least 1")
+        require(args.num_inference_steps >= 1, "num_inference_steps", "at least 1")
+        if args.guidance_scale > 1 and args.label_dropout == 0:
+            raise InputError(
+                f"--guidance_scale {args.guidance_scale} needs a model trained with label dropout, but "
+                "--label_dropout is 0; give --guidance_scale 1 or a --label_dropout such as 0.1"
+            )
+    if isinstance(args, VQGANArguments):
+        require(0 <= args.discriminator_start < 1, "discriminator_start", "at least 0 and less than 1")
+        require(0 <= args.codebook_restart_until <= 1, "codebook_restart_until", "in 0 to 1")
+        for key in ("mse_weight", "l1_weight", "perceptual_weight", "codebook_weight", "discriminator_weight"):
+            require(getattr(args, key) >= 0, key, "at least 0")
+
+
+def _parse(script: str, argv: list[str]) -> TrainingArguments:
+    from transformers import HfArgumentParser  # takes a second to import
+
+    class Parser(HfArgumentParser):
+        def error(self, message):  # argparse would print the whole usage and leave
+            raise InputError(message)
+
+    parser = Parser(SCRIPTS[script], prog=f"{script}.py", allow_abbrev=False, description=SCRIPTS[script].__doc__)
+    args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    if unknown:
+        known = [f"--{item.name}" for item in fields(SCRIPTS[script])]
+        flag = unknown[0].split("=")[0]
+        raise InputError(f"unknown flag {flag}{_nearest(flag, known)}; --help lists them")
+    return args
+
+
+def _split_overrides(argv: list[str], script: str) -> tuple[list[str], dict[tuple[str, str], Any]]:
+    flags, overrides = [], {}
+    words = iter(argv)
+    for word in words:
+        match = re.fullmatch(r"--([a-z_]+)\.([A-Za-z0-9_]+)(?:=(.*))?", word, flags=re.DOTALL)
+        if match is None:
+            flags.append(word)
+            continue
+        section, key, value = match.groups()
+        sections = (*MODEL_SECTIONS, *SCRIPTS)
+        if section not in sections:
+            raise InputError(f"unknown section in {word.split('=')[0]}{_nearest(section, sections)}")
+        if value is None:
+            value = next(words, None)
+            if value is None:
+                raise InputError(f"{word} needs a value")
+        try:
+            overrides[section, key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"the value of {word} is not valid YAML: {value}") from None
+    return flags, overrides
+
+
+def _as_section(section: Any, key: str, preset: str) -> dict:
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise InputError(f"section {key!r} of preset {preset} must be a mapping, not {section!r}")
+    return dict(section)
+
+
+def _as_argv(flags: dict, preset: str) -> list[str]:
+    # A preset's flags go through the same parser as the command line's, and so through the same checks.
+    argv = []
+    for key, value in flags.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            raise InputError(f"flag {key!r} of preset {preset} must be a value, not a mapping")
+        values = value if isinstance(value, list) else [value]
+        argv += [f"--{key}", *(str(item) for item in values)]
+    return argv
+
+
+def _nearest(word: str, known) -> str:
+    nearest = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""

@@ -1,0 +1,400 @@
+"""Every source of pictures and labels → data sets of uint8 pictures and label sets.
+
+Sources: the embedded digits, a data set of the Hub, a folder of parquet files, a folder with one sub-folder a class, a
+folder of pictures without labels. To add one, write a function that returns a dict of `Source`, one a split, and call
+it in `read_sources`.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hwdiffusion import InputError
+from hwdiffusion.randomness import epoch_order
+
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+NULL_LABEL = -1
+
+
+@dataclass
+class Source:
+    """A split before its pictures are decoded: `open(i)` gives picture i, `name(i)` what to call it in an error."""
+
+    size: int
+    open: Callable[[int], Image.Image]
+    name: Callable[[int], str]
+    labels: np.ndarray  # (N, T) ids, padded with -1; T = 0 without labels
+    class_names: list[str]
+
+
+class ImageDataset:
+    """uint8 pictures with label sets, decoded once and kept in memory, or read lazily.
+
+    `dataset[indices]` gives `(images, labels)`: uint8 `(B, C, H, W)` and int64 `(B, T)`, padded with -1.
+    """
+
+    def __init__(self, source: Source, decode: Callable[[Image.Image], np.ndarray], indices, skip_bad_images=False):
+        self.source, self.decode = source, decode
+        self.indices = np.asarray(indices)
+        self.labels = torch.from_numpy(source.labels[self.indices])  # (N, T)
+        self.class_names = source.class_names
+        self.skip_bad_images = skip_bad_images
+        self.images: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        indices = torch.as_tensor(indices)
+        images = self.images[indices] if self.images is not None else self._read(indices.tolist())
+        return images, self.labels[indices]
+
+    __getitems__ = __getitem__  # the name by which a DataLoader asks for a whole batch
+
+    def _read(self, places: list[int]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([self._read_one(place) for place in places]))
+
+    def _read_one(self, place: int) -> np.ndarray:
+        for _ in range(100):
+            try:
+                return read_image(self.source, int(self.indices[place]), self.decode)
+            except InputError:
+                if not self.skip_bad_images:
+                    raise
+                place = (place + 1) % len(self)  # lazily read: the next one stands in
+        raise InputError(f"100 pictures in a row can't be read, from {self.source.name(int(self.indices[place]))} on")
+
+    def load(self) -> int:
+        """Decode all pictures into memory; the number of unreadable ones that were skipped is returned.
+
+        Raises:
+            InputError: an unreadable picture, unless they are skipped.
+        """
+
+        def read(index):
+            try:
+                return read_image(self.source, int(index), self.decode)
+            except InputError:
+                if not self.skip_bad_images:
+                    raise
+                return None
+
+        with ThreadPoolExecutor() as pool:
+            arrays = list(pool.map(read, self.indices))
+        good = [place for place, array in enumerate(arrays) if array is not None]
+        if not good:
+            raise InputError(f"none of the {len(arrays)} pictures can be read")
+        self.images = torch.from_numpy(np.stack([arrays[place] for place in good]))
+        self.indices, self.labels = self.indices[good], self.labels[good]
+        return len(arrays) - len(good)
+
+
+@dataclass
+class Data:
+    """What a script trains on."""
+
+    train: ImageDataset
+    validation: ImageDataset
+    skipped: int
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.train.class_names))
+
+    @property
+    def max_labels(self) -> int:
+        return self.train.labels.shape[1]
+
+
+def load_data(args) -> Data:
+    """The training and validation pictures that [`DataArguments`] ask for.
+
+    Raises:
+        InputError: no pictures, an empty class, an unreadable picture, a column that isn't there.
+    """
+    sources = read_sources(args)
+    train_name = "train" if "train" in sources else next(iter(sources))
+    train_source = sources.pop(train_name)
+    validation_name = next((name for name in VALIDATION_SPLITS if name in sources), None)
+    for source in [train_source] + ([sources[validation_name]] if validation_name else []):
+        if source.size == 0:
+            raise InputError(f"no images found in {describe(args)}")
+
+    if validation_name is not None:
+        validation_source = sources[validation_name]
+        train_indices, validation_indices = np.arange(train_source.size), np.arange(validation_source.size)
+    else:
+        order = epoch_order(args.seed, 0, train_source.size)
+        held_out = round(args.validation_fraction * train_source.size)
+        if held_out == 0 or held_out == train_source.size:
+            raise InputError(
+                f"{describe(args)} has {train_source.size} pictures, too few to split off a validation share of "
+                f"{args.validation_fraction}"
+            )
+        validation_source = train_source
+        train_indices, validation_indices = np.sort(order[held_out:]), np.sort(order[:held_out])
+    train_indices = train_indices[: args.max_train_samples]
+
+    decode = decoder(args.image_mode, image_size(args), args.center_crop)
+    train = ImageDataset(train_source, decode, train_indices, args.skip_bad_images)
+    validation = ImageDataset(validation_source, decode, validation_indices, args.skip_bad_images)
+    height, width = image_size(args)
+    picture_bytes = height * width * image_channels(args)
+    skipped = 0
+    if (len(train) + len(validation)) * picture_bytes <= args.image_memory_gb * 2**30:
+        skipped = train.load() + validation.load()
+    check_classes(train, args)
+    return Data(train, validation, skipped)
+
+
+def check_classes(train: ImageDataset, args):
+    counts = np.bincount(train.labels[train.labels >= 0].numpy().reshape(-1), minlength=len(train.class_names))
+    empty = [name for name, count in zip(train.class_names, counts) if count == 0]
+    if empty and args.max_train_samples is None:
+        raise InputError(f"class {empty[0]!r} of {describe(args)} has no pictures to train on; remove it or fill it")
+
+
+def describe(args) -> str:
+    return args.train_data_dir if args.train_data_dir is not None else f"data set {args.dataset_name}"
+
+
+def image_size(args) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return (args.resolution[0], args.resolution[-1])
+
+
+def image_channels(args) -> int:
+    return 1 if args.image_mode == "L" else 3
+
+
+def to_model_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def flip(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Mirror the chosen pictures `(B,)` of `(B, C, H, W)` left to right."""
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def decoder(mode: str, size: tuple[int, int], center_crop: bool) -> Callable[[Image.Image], np.ndarray]:
+    """A function from a picture of any mode and size to uint8 `(C, H, W)`."""
+    height, width = size
+
+    def decode(image: Image.Image) -> np.ndarray:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit gray would be clipped at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        image = image.convert(mode)
+        if image.size != (width, height):
+            if center_crop:
+                image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+            else:
+                image = image.resize((width, height), Image.Resampling.BICUBIC)
+        array = np.asarray(image)
+        return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+    return decode
+
+
+def read_image(source: Source, index: int, decode: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """One decoded picture.
+
+    Raises:
+        InputError: it can't be read; it is named.
+    """
+    try:
+        return decode(source.open(index))
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{source.name(index)} can't be read as a picture ({type(error).__name__}); mend or remove it, or give "
+            "--skip_bad_images"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sources
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_sources(args) -> dict[str, Source]:
+    """The splits of what the arguments name."""
+    if args.train_data_dir is not None:
+        folder = Path(args.train_data_dir)
+        if not folder.is_dir():
+            raise InputError(f"--train_data_dir {folder} is not a folder")
+        if any(folder.rglob("*.parquet")):
+            return from_datasets(args, "parquet", data_dir=str(folder))
+        return from_image_folder(args, folder)
+    if args.dataset_name == "digits":
+        return embedded_digits()
+    return from_datasets(args, args.dataset_name, name=args.dataset_config_name)
+
+
+def embedded_digits() -> dict[str, Source]:
+    """scikit-learn's 1,797 handwritten digits (UCI Optical Recognition of Handwritten Digits, 8×8, 17 gray levels)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pictures = (digits.images * (255 / 16)).round().astype(np.uint8)
+    source = Source(
+        size=len(pictures),
+        open=lambda index: Image.fromarray(pictures[index]),
+        name=lambda index: f"digit {index}",
+        labels=digits.target.astype(np.int64)[:, None],
+        class_names=[str(name) for name in digits.target_names],
+    )
+    return {"train": source}
+
+
+def from_image_folder(args, folder: Path) -> dict[str, Source]:
+    """A folder with one sub-folder a class, or with pictures only; or sub-folders train, validation or test of it."""
+    splits = {path.name: path for path in sorted(folder.iterdir()) if path.name in ("train", *VALIDATION_SPLITS)}
+    splits = {name: path for name, path in splits.items() if path.is_dir()}
+    if "train" not in splits:
+        splits = {"train": folder}
+    class_names = [path.name for path in sorted(splits["train"].iterdir()) if _is_class_folder(path)]
+    return {name: _image_folder_split(args, path, class_names) for name, path in splits.items()}
+
+
+def _is_class_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith((".", "__"))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _image_folder_split(args, folder: Path, class_names: list[str]) -> Source:
+    if args.image_column or args.label_column:
+        column = args.image_column or args.label_column
+        raise InputError(f"{folder} is a folder of pictures and has no columns, so column {column!r} can't be chosen")
+    files, labels = [], []
+    for label, name in enumerate(class_names):
+        found = _images_in(folder / name)
+        if not found and (folder / name).is_dir():
+            raise InputError(f"class folder {folder / name} holds no images; remove it or fill it")
+        files += found
+        labels += [label] * len(found)
+    unlabelled = [path for path in _images_in(folder) if path.parent == folder]
+    if files and unlabelled:
+        raise InputError(
+            f"{folder} holds both class folders and pictures outside of them, such as {unlabelled[0].name}; "
+            "put every picture into a class folder, or all into one folder"
+        )
+    subfolders = [path.name for path in sorted(folder.iterdir()) if _is_class_folder(path)]
+    unknown = [name for name in subfolders if name not in class_names]
+    if unknown:
+        raise InputError(f"{folder} has a class {unknown[0]!r} that the training split lacks; it has {class_names}")
+    if not files and not unlabelled:
+        raise InputError(f"no images found in {folder}")
+    paths = files or unlabelled
+    return Source(
+        size=len(paths),
+        open=lambda index: Image.open(paths[index]),
+        name=lambda index: str(paths[index]),
+        labels=np.array(labels, dtype=np.int64)[:, None] if files else np.zeros((len(paths), 0), dtype=np.int64),
+        class_names=class_names if files else [],
+    )
+
+
+def from_datasets(args, path: str, **kwargs) -> dict[str, Source]:
+    """A data set of the Hub, or parquet files, by the `datasets` library."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(path, **kwargs)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{describe(args)} can't be loaded: {reason}") from error
+    return {name: _from_split(args, name, split) for name, split in splits.items()}
+
+
+def _from_split(args, split_name: str, split) -> Source:
+    import datasets
+
+    def choose(wanted: str | None, kind: str, fitting: list[str]) -> str | None:
+        if wanted is None:
+            return fitting[0] if fitting else None
+        if wanted not in split.features:
+            raise InputError(
+                f"{describe(args)} has no {kind} column {wanted!r}; its columns are {', '.join(split.features)}"
+            )
+        return wanted
+
+    images = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
+    image_column = choose(args.image_column, "image", images)
+    if image_column is None:
+        raise InputError(f"{describe(args)} has no image column; its columns are {', '.join(split.features)}")
+    if not isinstance(split.features[image_column], datasets.Image):
+        split = _cast_to_images(args, split, image_column)
+    classes = [name for name, kind in split.features.items() if isinstance(kind, datasets.ClassLabel)]
+    label_column = choose(args.label_column, "label", classes)
+
+    encoded = split.cast_column(image_column, datasets.Image(decode=False))
+    pictures = encoded.select_columns([image_column])
+
+    def open_image(index: int) -> Image.Image:
+        stored = pictures[index][image_column]
+        if stored is None:
+            raise OSError("there is no picture")
+        return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])
+
+    labels, class_names = np.zeros((len(split), 0), dtype=np.int64), []
+    if label_column is not None:
+        labels, class_names = _class_labels(args, split, label_column)
+    return Source(
+        size=len(split),
+        open=open_image,
+        name=lambda index: f"row {index} of split {split_name} of {describe(args)}",
+        labels=labels,
+        class_names=class_names,
+    )
+
+
+def _cast_to_images(args, split, column: str):
+    import datasets
+
+    try:
+        return split.cast_column(column, datasets.Image())
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"column {column!r} of {describe(args)} holds {split.features[column]}, not images"
+        ) from error
+
+
+def _class_labels(args, split, column: str) -> tuple[np.ndarray, list[str]]:
+    import datasets
+
+    if not isinstance(split.features[column], datasets.ClassLabel):
+        try:
+            split = split.class_encode_column(column)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"column {column!r} of {describe(args)} holds {split.features[column]}, not one label a picture"
+            ) from error
+    names = split.features[column].names
+    labels = np.array([NULL_LABEL if label is None else label for label in split[column]], dtype=np.int64)
+    if ((labels < 0) | (labels >= len(names))).any():
+        row = int(np.flatnonzero((labels < 0) | (labels >= len(names)))[0])
+        raise InputError(
+            f"row {row} of {describe(args)} has the label {labels[row]}, outside of the classes 0 to {len(names) - 1}"
+        )
+    return labels[:, None], list(names)

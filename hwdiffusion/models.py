@@ -1,0 +1,209 @@
+"""Sections of a preset → stock diffusers models and schedulers, and the checks that they fit together.
+
+What the data decides (channels, sizes, the number of classes) is filled in; what a preset says of it must agree.
+"""
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin, UNet2DConditionModel, VQModel
+
+from hwdiffusion import InputError
+from hwdiffusion.objectives import PREDICTION_TYPES
+from hwdiffusion.pipelines import ClassConditionalPipeline, num_label_classes
+
+
+def build_vqvae(section: dict, channels: int, size: tuple[int, int]) -> VQModel:
+    """A `VQModel` for pictures `(B, channels, *size)`.
+
+    Raises:
+        InputError: a key that isn't known, channels that don't fit, a size that the factor doesn't divide.
+    """
+    section = _completed("vqvae", section, in_channels=channels, out_channels=channels, sample_size=max(size))
+    _check_keys("vqvae", section, VQModel)
+    _check_norm_groups("vqvae", section)
+    _check_lengths("vqvae", section, ("block_out_channels", "down_block_types", "up_block_types"))
+    check_factor(2 ** (len(section.get("block_out_channels", (64,))) - 1), size)
+    return _build("vqvae", VQModel, section)
+
+
+def build_unet(section: dict, sample_shape: tuple[int, int, int], num_classes: int) -> UNet2DConditionModel:
+    """A `UNet2DConditionModel` for samples `(B, *sample_shape)` and labels of `num_classes` classes.
+
+    It takes labels if its section has `class_embed_type: simple_projection` or `encoder_hid_dim_type: text_proj`.
+
+    Raises:
+        InputError: a key that isn't known, channels or classes that don't fit.
+    """
+    channels, height, width = sample_shape
+    size = height if height == width else [height, width]
+    section = _completed("unet", section, in_channels=channels, out_channels=channels, sample_size=size)
+    for kind, value, key in (
+        ("class_embed_type", "simple_projection", "projection_class_embeddings_input_dim"),
+        ("encoder_hid_dim_type", "text_proj", "encoder_hid_dim"),
+    ):
+        if section.get(kind) == value:
+            if num_classes == 0:
+                raise InputError(
+                    f"the unet section takes labels ({kind}: {value}), but the pictures have none; put them into "
+                    f"class folders, name --label_column, or give --unet.{kind} null"
+                )
+            section = _completed("unet", section, **{key: num_classes})
+    _check_keys("unet", section, UNet2DConditionModel)
+    _check_norm_groups("unet", section)
+    _check_lengths("unet", section, ("block_out_channels", "down_block_types", "up_block_types"))
+    unet = _build("unet", UNet2DConditionModel, section)
+    try:
+        num_label_classes(unet.config)
+    except ValueError as error:
+        raise InputError(f"section unet: {error}") from error
+    return unet
+
+
+def build_noise_scheduler(section: dict, latent: bool) -> DDPMScheduler:
+    """The `DDPMScheduler` to train with.
+
+    Raises:
+        InputError: a key that isn't known, a prediction type that can't be trained, clipping of latents.
+    """
+    # Latents are no pictures in [-1, 1], and the setting survives every swap of schedulers.
+    section = _completed("noise_scheduler", section, **({"clip_sample": False} if latent else {}))
+    _check_keys("noise_scheduler", section, DDPMScheduler)
+    scheduler = _build("noise_scheduler", DDPMScheduler, section)
+    if scheduler.config.prediction_type not in PREDICTION_TYPES:
+        raise InputError(
+            f"prediction_type in section noise_scheduler must be one of {', '.join(PREDICTION_TYPES)}, "
+            f"not {scheduler.config.prediction_type}"
+        )
+    if scheduler.config.rescale_betas_zero_snr and scheduler.config.prediction_type == "epsilon":
+        raise InputError(
+            "rescale_betas_zero_snr in section noise_scheduler needs prediction_type v_prediction or sample: at zero "
+            "signal an epsilon says nothing about the picture"
+        )
+    return scheduler
+
+
+def sampling_scheduler(noise_scheduler: DDPMScheduler) -> SchedulerMixin:
+    """The DDIM scheduler that a trained pipeline is saved with."""
+    spacing = {"timestep_spacing": "trailing"} if noise_scheduler.config.rescale_betas_zero_snr else {}
+    return DDIMScheduler.from_config(noise_scheduler.config, **({"timestep_spacing": "leading"} | spacing))
+
+
+def load_vqvae(path: str, channels: int, size: tuple[int, int]) -> VQModel:
+    """A trained `VQModel`: a folder or Hub repository that is one, or a pipeline with one in `vqvae/`.
+
+    Raises:
+        InputError: there is none, or it doesn't fit pictures `(B, channels, *size)`.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name / "config.json").is_file() for name in ("", "vqvae")):
+        raise InputError(f"--vqvae {path} holds no VQModel: neither config.json nor vqvae/config.json is in it")
+    try:
+        subfolder = "vqvae" if folder.is_dir() and not (folder / "config.json").is_file() else None
+        try:
+            config = VQModel.load_config(path, subfolder=subfolder)
+        except OSError:
+            if folder.is_dir():
+                raise
+            subfolder = "vqvae"
+            config = VQModel.load_config(path, subfolder=subfolder)
+        if config.get("_class_name") != "VQModel":
+            raise InputError(f"--vqvae {path} holds a {config.get('_class_name')}, not a VQModel")
+        vqvae = VQModel.from_pretrained(path, subfolder=subfolder)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--vqvae {path} can't be loaded: {' '.join(str(error).split())[:200]}") from error
+    if vqvae.config.in_channels != channels:
+        raise InputError(
+            f"--vqvae {path} takes pictures of {vqvae.config.in_channels} channels, but --image_mode gives {channels}"
+        )
+    check_factor(2 ** (len(vqvae.config.block_out_channels) - 1), size)
+    return vqvae
+
+
+def check_factor(factor: int, size: tuple[int, int]):
+    if size[0] % factor or size[1] % factor:
+        below, above = (" ".join(str(side // factor * factor + add) for side in size) for add in (0, factor))
+        raise InputError(
+            f"--resolution {' '.join(map(str, size))} is not divisible by the autoencoder's factor {factor}; "
+            f"use {below} or {above}"
+        )
+
+
+def latent_shape(vqvae: VQModel, size: tuple[int, int]) -> tuple[int, int, int]:
+    """The shape `(C, h, w)` of the latents of pictures of that size."""
+    factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
+    channels = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
+    return (channels, size[0] // factor, size[1] // factor)
+
+
+def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditionalPipeline:
+    """The pipeline that a training run saves; what it must know of training is in its config."""
+    labelled = num_label_classes(unet.config) > 0
+    return ClassConditionalPipeline(
+        unet=unet,
+        scheduler=sampling_scheduler(noise_scheduler),
+        vqvae=vqvae,
+        id2label=data.id2label if labelled else {},
+        prediction_type=noise_scheduler.config.prediction_type,
+        has_null_label=labelled and args.label_dropout > 0,
+        max_labels=data.max_labels if labelled else 1,
+        default_guidance_scale=args.guidance_scale if labelled else 1.0,
+        default_num_inference_steps=args.num_inference_steps,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks of a section
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _completed(name: str, section: dict, **derived: Any) -> dict:
+    for key, value in derived.items():
+        given = section.get(key)
+        if given is not None and given != value:
+            raise InputError(f"{key} in section {name} is {given}, but the data and the other stage make it {value}")
+    return {**section, **derived}
+
+
+def _check_keys(name: str, section: dict, cls: type):
+    known = list(inspect.signature(cls.__init__).parameters)[1:]
+    for key in section:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+            raise InputError(
+                f"section {name} has an unknown key {key!r}{hint}; it takes the arguments of {cls.__name__}"
+            )
+
+
+def _check_norm_groups(name: str, section: dict):
+    groups = section.get("norm_num_groups", 32)
+    channels = section.get("block_out_channels", ())
+    if not isinstance(groups, int) or groups < 1:
+        raise InputError(f"norm_num_groups in section {name} must be a positive whole number, not {groups!r}")
+    if not isinstance(channels, (list, tuple)) or not all(isinstance(width, int) and width > 0 for width in channels):
+        raise InputError(f"block_out_channels in section {name} must be a list of positive numbers, not {channels!r}")
+    wrong = [width for width in channels if width % groups]
+    if wrong:
+        raise InputError(
+            f"block_out_channels in section {name} must be divisible by norm_num_groups ({groups}), but {wrong[0]} "
+            "isn't"
+        )
+
+
+def _check_lengths(name: str, section: dict, keys: tuple[str, ...]):
+    lengths = {key: len(section[key]) for key in keys if isinstance(section.get(key), (list, tuple))}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise InputError(f"in section {name} these must be of one length: {said}")
+
+
+def _build(name: str, cls: type, section: dict):
+    try:
+        return cls(**section)
+    except (TypeError, ValueError, NotImplementedError, AttributeError, IndexError) as error:
+        raise InputError(f"section {name} makes no {cls.__name__}: {' '.join(str(error).split())}") from error

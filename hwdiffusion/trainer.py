@@ -1,0 +1,497 @@
+"""What every training loop shares: devices, averaged weights, checkpoints, resuming, logging, sample grids.
+
+It knows no loss. A script adds its models, then iterates over `batches`; what is around a step happens in there:
+
+    trainer = Trainer(config)
+    unet = trainer.add_model("unet", unet, learning_rate=1e-3)
+    for batch in trainer.batches(dataset, save=..., preview=...):
+        loss = ...
+        trainer.update("unet", loss)
+        trainer.log(loss=loss)
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from hwdiffusion import InputError, figures
+from hwdiffusion.config import Config
+from hwdiffusion.randomness import BatchOrder, Draws
+
+
+CHECKPOINT = "checkpoint-"
+STATE_FILE = "training_state.pt"
+RUN_FILES = ("config.yaml", "metrics.jsonl", "loss.png", "samples.png", "samples", "logs", "hwdiffusion", "README.md",
+             f"{CHECKPOINT}*", "latents.safetensors*", "first-stage", "model_index.json", "pipeline_*.py", "unet",
+             "vqvae", "scheduler", "config.json", "diffusion_pytorch_model*")  # fmt: skip
+DRY_RUN_STEPS = 6
+
+
+@dataclass
+class Batch:
+    """Some samples of a step: what the data set gave for them, and their random numbers."""
+
+    data: Any
+    draws: Draws
+    step: int
+
+
+@dataclass
+class _Part:
+    model: torch.nn.Module  # as wrapped for distributed training
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: Any
+    ema: EMAModel | None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_output_dir(config: Config):
+    """See whether a run can start or continue in its folder; nothing is written.
+
+    Raises:
+        InputError: the folder holds something else, or a run with other settings.
+    """
+    folder, args = Path(config.args.output_dir), config.args
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file; name a folder")
+    if args.resume_from_checkpoint is not None and _checkpoint_to_resume(args) is None:
+        raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint of this run")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"--output_dir {folder} is not empty and not a run folder; name a new folder")
+    if args.overwrite_output_dir:
+        return
+    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    if saved.get("script") != config.script:
+        raise InputError(
+            f"--output_dir {folder} holds a run of {saved.get('script')}; name another folder, or give "
+            "--overwrite_output_dir to delete it"
+        )
+    changes = config.changes(saved)
+    if changes and args.resume_from_checkpoint is None:
+        raise InputError(
+            f"--output_dir {folder} holds a run with other settings ({', '.join(changes)}); name another folder, give "
+            "--overwrite_output_dir to start anew, or --resume_from_checkpoint latest to continue with these settings"
+        )
+
+
+def prepare_output_dir(config: Config):
+    """Make the run folder and write the configuration into it; with --overwrite_output_dir delete the run there."""
+    if config.args.dry_run:
+        return
+    folder, processes = Path(config.args.output_dir), PartialState()
+    if processes.is_main_process:
+        if config.args.overwrite_output_dir:
+            _delete_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(f"{CHECKPOINT}*.part"):
+            shutil.rmtree(unfinished)
+        config.save(folder / "config.yaml")
+    processes.wait_for_everyone()
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, the newest first."""
+    numbered = [(path.name.removeprefix(CHECKPOINT), path) for path in folder.glob(f"{CHECKPOINT}*")]
+    whole = [(int(step), path) for step, path in numbered if step.isdigit() and (path / STATE_FILE).is_file()]
+    return [path for _, path in sorted(whole, reverse=True)]
+
+
+def _checkpoint_to_resume(args) -> Path | None:
+    if args.resume_from_checkpoint in (None, "latest"):
+        return next(iter(find_checkpoints(Path(args.output_dir))), None)
+    path = Path(args.resume_from_checkpoint)
+    return path if (path / STATE_FILE).is_file() else None
+
+
+def _delete_run(folder: Path):
+    # Only what a run writes: whatever else somebody put there stays.
+    for pattern in RUN_FILES:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _sync_to_disk(folder: Path):
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _tracker(name: str | None) -> str | None:
+    available = sorted(tracker.value for tracker in get_available_trackers())
+    if name is not None and name not in available:
+        raise InputError(
+            f"--report_to {name} is not a tracker that is installed ({', '.join(available) or 'none is'}); "
+            "install it, or leave the flag out: metrics.jsonl is always written"
+        )
+    return name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The trainer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Runs one training in its folder, and continues it where it stopped.
+
+    Args:
+        config: the script's configuration.
+        epoch_size: the number of samples of an epoch.
+
+    Raises:
+        InputError: the tracker isn't installed.
+    """
+
+    def __init__(self, config: Config, epoch_size: int):
+        self.config, self.args = config, config.args
+        self.output_dir = Path(self.args.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=self.args.mixed_precision,
+            gradient_accumulation_steps=self.args.gradient_accumulation_steps,
+            log_with=_tracker(self.args.report_to),
+            project_dir=str(self.output_dir),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.device = self.accelerator.device
+        self.step = 0  # optimizer steps done
+        self.step_size = (
+            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        )
+        self.steps_per_epoch = max(1, epoch_size / self.step_size)
+        self.max_steps = self.args.max_train_steps or -(-epoch_size * self.args.num_train_epochs // self.step_size)
+        self.planned_steps = self.max_steps
+        self.checkpointing_steps = self.args.checkpointing_steps or max(1, self.max_steps // 10)
+        self.sample_steps = {self.max_steps, *(self.args.sample_steps or [])}
+        self.sample_steps |= {round(epoch * self.steps_per_epoch) for epoch in self.args.sample_epochs or []}
+        self._parts: dict[str, _Part] = {}
+        self._states: dict[str, torch.nn.Module] = {}
+        self._micro_batch_logs: list[dict[str, torch.Tensor]] = []
+        self._step_logs: list[dict[str, torch.Tensor]] = []
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.accelerator.is_main_process
+
+    # -- models and other state ---------------------------------------------------------------------------------------
+
+    def add_model(self, name: str, model: torch.nn.Module, learning_rate: float, ema: bool = True) -> torch.nn.Module:
+        """Register a model for training by AdamW; the wrapped model is returned.
+
+        With `ema` an average of its weights is kept, if the run wants one, and is what `save` and `preview` see.
+        """
+        args = self.args
+        model.to(self.device).train()
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            weight_decay=args.adam_weight_decay,
+            fused=True,
+        )
+        lr_scheduler = get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=min(args.lr_warmup_steps, self.max_steps // 2),
+            num_training_steps=self.max_steps,
+        )
+        average = None
+        if ema and args.use_ema:
+            average = EMAModel(
+                model.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=args.ema_power, foreach=True
+            )
+        wrapped, optimizer = self.accelerator.prepare(model, optimizer)
+        self._parts[name] = _Part(wrapped, optimizer, lr_scheduler, average)
+        return wrapped
+
+    def add_state(self, name: str, module: torch.nn.Module):
+        """Register a module without optimizer whose buffers belong into checkpoints; each process keeps its own."""
+        self._states[name] = module.to(self.device)
+
+    def unwrap(self, name: str) -> torch.nn.Module:
+        return self.accelerator.unwrap_model(self._parts[name].model)
+
+    def optimizer(self, name: str) -> torch.optim.Optimizer:
+        return self._parts[name].optimizer
+
+    @contextlib.contextmanager
+    def averaged_weights(self):
+        """Within it the models are in evaluation mode and have their averaged weights."""
+        for part in self._parts.values():
+            part.model.eval()
+            if part.ema is not None:
+                part.ema.store(part.model.parameters())
+                part.ema.copy_to(part.model.parameters())
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for part in self._parts.values():
+                if part.ema is not None:
+                    part.ema.restore(part.model.parameters())
+                part.model.train()
+
+    # -- within a step ------------------------------------------------------------------------------------------------
+
+    def update(self, name: str, loss: torch.Tensor):
+        """Backward; on a step's last micro-batch clip the gradients and step the optimizer."""
+        part = self._parts[name]
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(part.model.parameters(), self.args.max_grad_norm)
+        part.optimizer.step()
+        part.optimizer.zero_grad()
+
+    def log(self, **values: torch.Tensor | float):
+        """Note figures of this micro-batch; they stay on the device until they are written, some steps at once."""
+        self._micro_batch_logs.append(
+            {name: torch.as_tensor(value, device=self.device).detach().float() for name, value in values.items()}
+        )
+
+    def ends_interval(self, steps: int) -> bool:
+        """Whether this is the last micro-batch of every so many steps; never if `steps` is 0."""
+        return steps > 0 and self.accelerator.sync_gradients and (self.step + 1) % steps == 0
+
+    def mean_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(tensor, "mean")
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def batches(
+        self,
+        dataset,
+        save: Callable[[Path], None],
+        preview: Callable[[], Any] | None = None,
+    ) -> Iterator[Batch]:
+        """Yield micro-batches until the run is done; checkpoints, logs and grids are made in between.
+
+        Args:
+            dataset: `dataset[list of indices]` gives the data of a batch.
+            save: writes the artefact (a pipeline, a model) with the present weights into a folder.
+            preview: returns a picture of what the model does.
+        """
+        if self.args.dry_run:
+            self.max_steps = DRY_RUN_STEPS
+        else:
+            self.resume()
+            self.accelerator.init_trackers("hwdiffusion")
+        order = BatchOrder(
+            self.args.seed,
+            len(dataset),
+            self.step,
+            self.args.train_batch_size,
+            self.args.gradient_accumulation_steps,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        lazily = getattr(dataset, "images", True) is None
+        loader = iter(
+            torch.utils.data.DataLoader(
+                dataset,
+                batch_sampler=order,
+                collate_fn=lambda batch: batch,
+                num_workers=self.args.dataloader_num_workers if lazily else 0,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+        progress = tqdm(
+            total=self.max_steps * self.step_size,
+            initial=self.step * self.step_size,
+            unit="img",
+            desc=self.config.script,
+            disable=not self.is_main_process,
+            mininterval=1.0,
+        )
+        models = [part.model for part in self._parts.values()]
+        started = []
+        while self.step < self.max_steps:
+            started.append(time.perf_counter())
+            for micro_batch in range(self.args.gradient_accumulation_steps):
+                data = [tensor.to(self.device, non_blocking=True) for tensor in next(loader)]
+                places = torch.from_numpy(order.places(micro_batch)).to(self.device)
+                with self.accelerator.accumulate(*models):
+                    yield Batch(data, Draws(self.args.seed, self.step, places), self.step)
+            self._finish_step(progress, save, preview)
+        progress.close()
+        if self.args.dry_run:
+            self._report_dry_run(started)
+        else:
+            self._finish(save)
+
+    def _finish_step(self, progress, save, preview):
+        for part in self._parts.values():
+            part.lr_scheduler.step()
+            if part.ema is not None:
+                part.ema.step(part.model.parameters())
+        self.step += 1
+        names = {name for logs in self._micro_batch_logs for name in logs}
+        step_log = {}
+        for name in sorted(names):
+            values = [logs[name] for logs in self._micro_batch_logs if name in logs]
+            step_log[name] = torch.stack(values).mean()
+        self._step_logs.append(step_log)
+        self._micro_batch_logs = []
+        progress.update(self.step_size)
+        if self.args.dry_run:
+            self._step_logs = []
+            return
+
+        last = self.step == self.max_steps
+        if self.step % self.args.logging_steps == 0 or self.step % self.checkpointing_steps == 0 or last:
+            self._write_logs(progress)
+        if self.step in self.sample_steps and preview is not None:
+            self._draw(preview)
+        if self.step % self.checkpointing_steps == 0 or last:
+            self.save_checkpoint(save)
+
+    def _finish(self, save):
+        """The artefact itself goes into the run folder; done again, it does no harm."""
+        if self.is_main_process:
+            with self.averaged_weights():
+                save(self.output_dir)
+            figures.loss_curve(self.output_dir / "metrics.jsonl", self.output_dir / "loss.png")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _report_dry_run(self, started: list[float]):
+        if not self.is_main_process:
+            return
+        durations = sorted(later - earlier for earlier, later in zip(started[1:], started[2:]))
+        seconds = durations[len(durations) // 2]  # the first one warms up
+        steps = self.planned_steps
+        print(yaml.safe_dump(self.config.to_dict(), sort_keys=False))
+        for name, part in self._parts.items():
+            print(f"{name}: {sum(parameter.numel() for parameter in part.model.parameters()):,} parameters")
+        print(f"{steps} steps of {self.step_size} pictures ({steps / self.steps_per_epoch:.1f} epochs)")
+        print(f"{seconds:.3f} s a step on {self.device}, about {steps * seconds / 60:.1f} minutes in all")
+
+    def _write_logs(self, progress):
+        first = self.step - len(self._step_logs) + 1
+        rows: dict[str, dict[int, float]] = {}
+        for name in sorted({name for logs in self._step_logs for name in logs}):
+            steps = [first + place for place, logs in enumerate(self._step_logs) if name in logs]
+            values = torch.stack([logs[name] for logs in self._step_logs if name in logs])
+            rows[name] = dict(zip(steps, self.accelerator.reduce(values, "mean").tolist()))
+        self._step_logs = []
+        if not self.is_main_process:
+            return
+        learning_rate = next(iter(self._parts.values())).lr_scheduler.get_last_lr()[0]
+        with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+            for step in range(first, self.step + 1):
+                values = {name: row[step] for name, row in rows.items() if step in row}
+                file.write(json.dumps({"step": step, **values}) + "\n")
+                self.accelerator.log(values, step=step)
+        self.accelerator.log({"learning_rate": learning_rate}, step=self.step)
+        shown = {name: f"{row[max(row)]:.4g}" for name, row in rows.items() if name.endswith("loss")}
+        progress.set_postfix(step=f"{self.step}/{self.max_steps}", **shown, refresh=False)
+
+    def _draw(self, preview):
+        if self.is_main_process:
+            with self.averaged_weights():
+                picture = preview()
+            (self.output_dir / "samples").mkdir(exist_ok=True)
+            for path in (self.output_dir / "samples" / f"step-{self.step}.png", self.output_dir / "samples.png"):
+                picture.save(path)
+            for tracker in self.accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    import numpy as np
+
+                    tracker.log_images({"samples": np.asarray(picture)[None]}, step=self.step)
+        self.accelerator.wait_for_everyone()
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, save: Callable[[Path], None]):
+        """Write `checkpoint-STEP` beside and rename it into place: a kill at any moment leaves the last good one."""
+        states = {name: module.state_dict() for name, module in self._states.items()}
+        # The states are counts: their sum over processes is what matters, and it suits any number of processes.
+        states = {
+            name: {key: self.accelerator.reduce(tensor.clone(), "sum").cpu() for key, tensor in state.items()}
+            for name, state in states.items()
+        }
+        if self.is_main_process:
+            part = self.output_dir / f"{CHECKPOINT}{self.step}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            with self.averaged_weights():
+                save(part)
+            state = {
+                "step": self.step,
+                "parts": {
+                    name: {
+                        "model": self.unwrap(name).state_dict(),
+                        "optimizer": part_.optimizer.state_dict(),
+                        "lr_scheduler": part_.lr_scheduler.state_dict(),
+                        "ema": None if part_.ema is None else part_.ema.state_dict(),
+                    }
+                    for name, part_ in self._parts.items()
+                },
+                "states": states,
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            }
+            torch.save(state, part / STATE_FILE)
+            _sync_to_disk(part)
+            final = self.output_dir / f"{CHECKPOINT}{self.step}"
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(part, final)
+            for old in find_checkpoints(self.output_dir)[self.args.checkpoints_total_limit :]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self):
+        """Continue from the checkpoint that the folder or the command names, if there is one."""
+        checkpoint = _checkpoint_to_resume(self.args)
+        if checkpoint is None:
+            self._truncate_metrics()
+            return
+        # weights_only: nothing but tensors and plain values is unpickled
+        state = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
+        for name, part in self._parts.items():
+            saved = state["parts"][name]
+            self.unwrap(name).load_state_dict(saved["model"])
+            part.optimizer.load_state_dict(saved["optimizer"])
+            part.lr_scheduler.load_state_dict(saved["lr_scheduler"])
+            if part.ema is not None and saved["ema"] is not None:
+                part.ema.load_state_dict(saved["ema"])
+                part.ema.to(self.device)
+        for name, module in self._states.items():
+            share = 1 if self.is_main_process else 0  # sums over processes: the first one carries them on
+            module.load_state_dict({key: tensor * share for key, tensor in state["states"][name].items()})
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self._truncate_metrics()
+        self.accelerator.print(f"continuing from {checkpoint} (step {self.step} of {self.max_steps})")
+
+    def _truncate_metrics(self):
+        # An interrupted run may have logged steps that are about to be done again.
+        path = self.output_dir / "metrics.jsonl"
+        if self.is_main_process and path.is_file():
+            kept = [line for line in figures.read_metrics(path) if line["step"] <= self.step]
+            part = path.with_name(path.name + ".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(part, path)
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""Train a diffusion model on pixels.
+
+accelerate launch train_scripts/train_ddpm.py --preset mnist-ddpm --train_data_dir PICTURES --output_dir runs/ddpm
+"""
+
+import sys
+from pathlib import Path
+
+from hwdiffusion.config import Config, run_script
+
+
+def train(config: Config) -> Path:
+    """Train a UNet on pixels; the run folder, which is a pipeline, is returned."""
+    from accelerate.utils import set_seed
+
+    from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
+    from hwdiffusion.models import build_noise_scheduler, build_unet
+    from hwdiffusion.trainer import Trainer, check_output_dir, prepare_output_dir
+
+    args = config.args
+    check_output_dir(config)
+    noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent=False)
+    data = load_data(args)
+    set_seed(args.seed)
+    unet = build_unet(config.sections["unet"], (image_channels(args), *image_size(args)), len(data.id2label))
+    prepare_output_dir(config)
+
+    def to_sample(images, draws):  # uint8 (B, C, H, W)
+        sample = to_model_range(images)
+        return flip(sample, draws.uniform("flip") < 0.5) if args.random_flip else sample
+
+    fit_unet(Trainer(config, len(data.train)), data.train, to_sample, unet, noise_scheduler, None, data)
+    return Path(args.output_dir)
+
+
+def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
+    """The loop that trains a UNet, on pixels and on latents alike.
+
+    Args:
+        dataset: `dataset[indices]` gives pictures or latents, and labels `(B, T)`.
+        to_sample: a function of those and of the batch's draws, to what is noised, `(B, C, H, W)`.
+        vqvae: the autoencoder of the pipeline that is saved; `None` for pixels.
+        data: the pictures, for the names of their labels.
+    """
+    from hwdiffusion.figures import sample_grid
+    from hwdiffusion.labels import drop_labels
+    from hwdiffusion.models import build_pipeline
+    from hwdiffusion.objectives import diffusion_loss, draw_timesteps
+    from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
+
+    args = trainer.args
+    pipeline = build_pipeline(unet, noise_scheduler, vqvae, data, args)
+    unet_config, num_classes = unet.config, num_label_classes(unet.config)
+    unet = trainer.add_model("unet", unet, args.learning_rate)
+
+    for batch in trainer.batches(dataset, pipeline.save_pretrained, lambda: sample_grid(pipeline, args.seed)):
+        stored, labels = batch.data
+        sample = to_sample(stored, batch.draws)  # (B, C, H, W)
+        tokens = None
+        if num_classes:
+            tokens = drop_labels(label_tokens(labels, num_classes), args.label_dropout, batch.draws)  # (B, T, K)
+
+        noise = batch.draws.normal("noise", sample.shape[1:])
+        timesteps = draw_timesteps(batch.draws, len(noise_scheduler), args.timestep_sampling, trainer.step_size)
+        noisy = noise_scheduler.add_noise(sample, noise, timesteps)
+        prediction = unet(noisy, timesteps, **unet_conditioning(unet_config, tokens), return_dict=False)[0]
+        loss = diffusion_loss(noise_scheduler, prediction, sample, noise, timesteps, args.snr_gamma)
+        trainer.update("unet", loss)
+        trainer.log(loss=loss)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script("train_ddpm", train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

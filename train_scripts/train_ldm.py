@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""Train a latent diffusion model; without an autoencoder, train that first. Without flags: the embedded digits.
+
+accelerate launch train_scripts/train_ldm.py
+accelerate launch train_scripts/train_ldm.py --preset mnist-ldm --train_data_dir PICTURES --output_dir runs/mine
+"""
+
+import sys
+from pathlib import Path
+
+from hwdiffusion.config import Config, run_script
+from hwdiffusion.train_scripts import train_vqgan
+from hwdiffusion.train_scripts.train_ddpm import fit_unet
+
+
+def train(config: Config) -> Path:
+    """Train both stages, or the second on a given autoencoder; the run folder, which is a pipeline, is returned."""
+    import torch
+    from accelerate.utils import set_seed
+
+    from hwdiffusion.data import image_channels, image_size, load_data
+    from hwdiffusion.latents import LatentDataset, cached_latents, measure_scaling_factor
+    from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape, load_vqvae
+    from hwdiffusion.trainer import Trainer, check_output_dir, prepare_output_dir
+
+    args = config.args
+    output_dir = Path(args.output_dir)
+    first_stage = config.first_stage(output_dir / "first-stage") if args.vqvae is None else None
+
+    # Everything that can be wrong is found before the first stage is trained.
+    check_output_dir(config)
+    if first_stage is not None and not args.overwrite_output_dir:
+        check_output_dir(first_stage)
+    noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent=True)
+    channels, size = image_channels(args), image_size(args)
+    if first_stage is None:
+        vqvae = load_vqvae(args.vqvae, channels, size)
+    else:
+        vqvae = build_vqvae(config.sections["vqvae"], channels, size)
+    data = load_data(args)
+    build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
+    prepare_output_dir(config)
+
+    if first_stage is not None:
+        train_vqgan.train(first_stage, data)
+        if not args.dry_run:
+            vqvae = load_vqvae(first_stage.args.output_dir, channels, size)
+    trainer = Trainer(config, len(data.train))
+    vqvae.to(trainer.device).eval().requires_grad_(False)
+    if args.dry_run:
+        latents = LatentDataset(torch.randn(len(data.train), 1, *latent_shape(vqvae, size)), data.train.labels)
+    else:
+        latents = cached_latents(vqvae, data.train, args.random_flip, output_dir / "latents.safetensors")
+    scaling_factor = measure_scaling_factor(latents.latents)
+    vqvae.register_to_config(scaling_factor=scaling_factor)
+
+    def to_sample(latents, draws):  # (B, F, C, h, w), F = 2 with mirrored pictures
+        view = (draws.uniform("flip") * latents.shape[1]).long()
+        return latents[range(len(latents)), view] * scaling_factor
+
+    set_seed(args.seed)
+    unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
+    fit_unet(trainer, latents, to_sample, unet, noise_scheduler, vqvae, data)
+    return output_dir
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script("train_ldm", train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
