@@ -294,6 +294,10 @@ def run_script(script: str, train, argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"{script}.py: error: {error}", file=sys.stderr)
         return 2
+    finally:
+        distributed = sys.modules.get("torch.distributed")  # not imported if the input was wrong
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
     return 0
 
 

@@ -109,6 +109,14 @@ class Data:
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.train.class_names))
 
+    def summary(self) -> str:
+        """What was found, in a line."""
+        names = self.train.class_names
+        shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+        labels = f"{len(names)} classes ({shown})" if names else "no labels"
+        skipped = f", skipped {self.skipped} unreadable picture{'s'[: self.skipped != 1]}" if self.skipped else ""
+        return f"{len(self.train)} training and {len(self.validation)} validation pictures, {labels}{skipped}"
+
     @property
     def max_labels(self) -> int:
         return self.train.labels.shape[1]

@@ -101,10 +101,11 @@ def centred(vqvae: VQModel, latents: torch.Tensor) -> VQModel:
         latents: `(N, F, C, h, w)`, of the training pictures.
     """
     vqvae = copy.deepcopy(vqvae)
-    mean = latents.double().mean(dim=(0, 1, 3, 4)).to(vqvae.quant_conv.bias)  # (C,)
+    mean = latents.double().mean(dim=(0, 1, 3, 4), keepdim=True)
+    vqvae.register_to_config(scaling_factor=measure_scaling_factor(latents - mean))
+    mean = mean.flatten().to(vqvae.quant_conv.bias)  # (C,)
     with torch.no_grad():
         vqvae.quant_conv.bias -= mean
         vqvae.quantize.embedding.weight -= mean
         vqvae.post_quant_conv.bias += vqvae.post_quant_conv.weight[:, :, 0, 0] @ mean
-    vqvae.register_to_config(scaling_factor=measure_scaling_factor(latents))
     return vqvae

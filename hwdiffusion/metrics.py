@@ -14,7 +14,7 @@ def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float,
 
 
 def coverage(real: torch.Tensor, generated: torch.Tensor, k: int = 5) -> float:
-    """The share of real pictures with a generated one nearer than their k-th real neighbour (Naeem et al. 2020, eq. 6).
+    """The share of real pictures with a generated one within their k-th real neighbour (Naeem et al. 2020, eq. 6).
 
     Args:
         real, generated: features `(N, D)` and `(M, D)`.

@@ -55,6 +55,12 @@ def build_unet(section: dict, sample_shape: tuple[int, int, int], num_classes: i
     _check_norm_groups("unet", section)
     _check_lengths("unet", section, ("block_out_channels", "down_block_types", "up_block_types"))
     unet = _build("unet", UNet2DConditionModel, section)
+    factor = 2 ** (len(unet.config.block_out_channels) - 1)
+    if (height % factor or width % factor) and "AttnUpBlock2D" in unet.config.up_block_types[:-1]:
+        raise InputError(
+            f"section unet: AttnUpBlock2D can't give back samples of {height}x{width}, which its factor {factor} "
+            "doesn't divide; use UpBlock2D or CrossAttnUpBlock2D in its place, or another --resolution"
+        )
     try:
         num_label_classes(unet.config)
     except ValueError as error:

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
@@ -64,13 +65,19 @@ class _Part:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def check_output_dir(config: Config):
+def check_run(config: Config):
     """See whether a run can start or continue in its folder; nothing is written.
 
     Raises:
-        InputError: the folder holds something else, or a run with other settings.
+        InputError: the folder holds something else, or a run with other settings; the tracker isn't installed.
     """
     folder, args = Path(config.args.output_dir), config.args
+    trackers = sorted(tracker.value for tracker in get_available_trackers())
+    if args.report_to is not None and args.report_to not in trackers:
+        raise InputError(
+            f"--report_to {args.report_to} is not a tracker that is installed ({', '.join(trackers) or 'none is'}); "
+            "install it, or leave the flag out: metrics.jsonl is always written"
+        )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; name a folder")
     if args.resume_from_checkpoint is not None and _checkpoint_to_resume(args) is None:
@@ -99,7 +106,9 @@ def prepare_output_dir(config: Config):
     """Make the run folder and write the configuration into it; with --overwrite_output_dir delete the run there."""
     if config.args.dry_run:
         return
-    folder, processes = Path(config.args.output_dir), PartialState()
+    # told of the CPU here, because the first state that is made decides for all
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    folder = Path(config.args.output_dir)
     if processes.is_main_process:
         if config.args.overwrite_output_dir:
             _delete_run(folder)
@@ -140,16 +149,6 @@ def _sync_to_disk(folder: Path):
             os.close(descriptor)
 
 
-def _tracker(name: str | None) -> str | None:
-    available = sorted(tracker.value for tracker in get_available_trackers())
-    if name is not None and name not in available:
-        raise InputError(
-            f"--report_to {name} is not a tracker that is installed ({', '.join(available) or 'none is'}); "
-            "install it, or leave the flag out: metrics.jsonl is always written"
-        )
-    return name
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The trainer
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ class Trainer:
         epoch_size: the number of samples of an epoch.
 
     Raises:
-        InputError: the tracker isn't installed.
+        InputError: several processes were launched that don't know of each other.
     """
 
     def __init__(self, config: Config, epoch_size: int):
@@ -172,10 +171,16 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=self.args.mixed_precision,
             gradient_accumulation_steps=self.args.gradient_accumulation_steps,
-            log_with=_tracker(self.args.report_to),
+            log_with=self.args.report_to,
             project_dir=str(self.output_dir),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != self.accelerator.num_processes:
+            raise InputError(
+                f"{launched} processes were launched, but they don't know of each other; on CPUs launch with "
+                "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
+            )
         self.device = self.accelerator.device
         self.step = 0  # optimizer steps done
         self.step_size = (
@@ -192,18 +197,26 @@ class Trainer:
         self._micro_batch_logs: list[dict[str, torch.Tensor]] = []
         self._step_logs: list[dict[str, torch.Tensor]] = []
 
+    def print(self, text: str):
+        """Print once, whatever the number of processes."""
+        self.accelerator.print(text)
+
     @property
     def is_main_process(self) -> bool:
         return self.accelerator.is_main_process
 
     # -- models and other state ---------------------------------------------------------------------------------------
 
-    def add_model(self, name: str, model: torch.nn.Module, learning_rate: float, ema: bool = True) -> torch.nn.Module:
+    def add_model(
+        self, name: str, model: torch.nn.Module, learning_rate: float, ema: bool = True, steps: int | None = None
+    ) -> torch.nn.Module:
         """Register a model for training by AdamW; the wrapped model is returned.
 
         With `ema` an average of its weights is kept, if the run wants one, and is what `save` and `preview` see.
+        `steps` is the number of updates that its learning-rate schedule spans, if not the whole run.
         """
         args = self.args
+        steps = steps or self.max_steps
         model.to(self.device).train()
         optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -215,8 +228,8 @@ class Trainer:
         lr_scheduler = get_scheduler(
             args.lr_scheduler,
             optimizer,
-            num_warmup_steps=min(args.lr_warmup_steps, self.max_steps // 2),
-            num_training_steps=self.max_steps,
+            num_warmup_steps=min(args.lr_warmup_steps, steps // 2),
+            num_training_steps=steps,
         )
         average = None
         if ema and args.use_ema:
@@ -263,6 +276,8 @@ class Trainer:
         if self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(part.model.parameters(), self.args.max_grad_norm)
         part.optimizer.step()
+        if self.accelerator.sync_gradients:
+            part.lr_scheduler.step()
         part.optimizer.zero_grad()
 
     def log(self, **values: torch.Tensor | float):
@@ -317,6 +332,11 @@ class Trainer:
                 pin_memory=self.device.type == "cuda",
             )
         )
+        processes = self.accelerator.num_processes
+        self.print(
+            f"{self.config.script}: {self.max_steps} steps of {self.step_size} pictures on {processes} "
+            f"{'process' if processes == 1 else 'processes'} ({self.device.type}), from step {self.step}"
+        )
         progress = tqdm(
             total=self.max_steps * self.step_size,
             initial=self.step * self.step_size,
@@ -343,7 +363,6 @@ class Trainer:
 
     def _finish_step(self, progress, save, preview):
         for part in self._parts.values():
-            part.lr_scheduler.step()
             if part.ema is not None:
                 part.ema.step(part.model.parameters())
         self.step += 1
@@ -374,7 +393,8 @@ class Trainer:
                 save(self.output_dir)
             figures.loss_curve(self.output_dir / "metrics.jsonl", self.output_dir / "loss.png")
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()  # end_training would also part the processes, which a second stage still needs
 
     def _report_dry_run(self, started: list[float]):
         if not self.is_main_process:
@@ -417,9 +437,8 @@ class Trainer:
                 picture.save(path)
             for tracker in self.accelerator.trackers:
                 if hasattr(tracker, "log_images"):
-                    import numpy as np
-
-                    tracker.log_images({"samples": np.asarray(picture)[None]}, step=self.step)
+                    layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                    tracker.log_images({"samples": np.asarray(picture)[None]}, step=self.step, **layout)
         self.accelerator.wait_for_everyone()
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -484,7 +503,6 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self._truncate_metrics()
-        self.accelerator.print(f"continuing from {checkpoint} (step {self.step} of {self.max_steps})")
 
     def _truncate_metrics(self):
         # An interrupted run may have logged steps that are about to be done again.

@@ -16,10 +16,10 @@ def train(config: Config) -> Path:
 
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
     from hwdiffusion.models import build_noise_scheduler, build_unet
-    from hwdiffusion.trainer import Trainer, check_output_dir, prepare_output_dir
+    from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
 
     args = config.args
-    check_output_dir(config)
+    check_run(config)
     noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent=False)
     data = load_data(args)
     set_seed(args.seed)
@@ -30,7 +30,9 @@ def train(config: Config) -> Path:
         sample = to_model_range(images)
         return flip(sample, draws.uniform("flip") < 0.5) if args.random_flip else sample
 
-    fit_unet(Trainer(config, len(data.train)), data.train, to_sample, unet, noise_scheduler, None, data)
+    trainer = Trainer(config, len(data.train))
+    trainer.print(data.summary())
+    fit_unet(trainer, data.train, to_sample, unet, noise_scheduler, None, data)
     return Path(args.output_dir)
 
 

@@ -21,16 +21,16 @@ def train(config: Config) -> Path:
     from hwdiffusion.data import image_channels, image_size, load_data
     from hwdiffusion.latents import LatentDataset, cached_latents, measure_scaling_factor
     from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape, load_vqvae
-    from hwdiffusion.trainer import Trainer, check_output_dir, prepare_output_dir
+    from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
 
     args = config.args
     output_dir = Path(args.output_dir)
     first_stage = config.first_stage(output_dir / "first-stage") if args.vqvae is None else None
 
     # Everything that can be wrong is found before the first stage is trained.
-    check_output_dir(config)
+    check_run(config)
     if first_stage is not None and not args.overwrite_output_dir:
-        check_output_dir(first_stage)
+        check_run(first_stage)
     noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent=True)
     channels, size = image_channels(args), image_size(args)
     if first_stage is None:

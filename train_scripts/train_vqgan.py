@@ -29,10 +29,10 @@ def train(config: Config, data=None) -> Path:
     from hwdiffusion.latents import centred
     from hwdiffusion.models import build_vqvae
     from hwdiffusion.randomness import Draws, epoch_order
-    from hwdiffusion.trainer import Trainer, check_output_dir, prepare_output_dir
+    from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
 
     args = config.args
-    check_output_dir(config)
+    check_run(config)
     data = load_data(args) if data is None else data
     channels = image_channels(args)
     set_seed(args.seed)
@@ -41,6 +41,7 @@ def train(config: Config, data=None) -> Path:
 
     prepare_output_dir(config)
     trainer = Trainer(config, len(data.train))
+    trainer.print(data.summary())
     if isinstance(perceptual_loss, torch.nn.Module):
         perceptual_loss.to(trainer.device)
     vqvae.to(trainer.device)
@@ -54,16 +55,16 @@ def train(config: Config, data=None) -> Path:
 
     vqvae = trainer.add_model("vqvae", vqvae, args.learning_rate)
     stock = trainer.unwrap("vqvae")
-    adversarial_steps = trainer.max_steps + 1
+    adversarial_start = round(args.discriminator_start * trainer.max_steps)
     if args.discriminator_weight > 0:
         discriminator = trainer.add_model(
             "discriminator",
             adversarial.PatchDiscriminator(channels, args.discriminator_channels, args.discriminator_layers),
             args.discriminator_learning_rate,
             ema=False,
+            steps=trainer.max_steps - adversarial_start,
         )
         frozen = trainer.unwrap("discriminator")  # the generator's turn: no gradients to gather from it
-        adversarial_steps = round(args.discriminator_start * trainer.max_steps)
 
     def save(folder: Path):
         # some 2,000 pictures tell mean and deviation of the latents to a percent
@@ -92,7 +93,7 @@ def train(config: Config, data=None) -> Path:
             trainer.log(perceptual_loss=perceptual)
         loss = reconstruction_loss + args.codebook_weight * codebook_loss.float()
 
-        if batch.step >= adversarial_steps:
+        if args.discriminator_weight > 0 and batch.step >= adversarial_start:
             frozen.requires_grad_(False)
             generator_loss = adversarial.generator_loss(frozen(reconstruction))
             weight = args.discriminator_weight * adversarial.adaptive_weight(

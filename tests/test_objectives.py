@@ -1,0 +1,142 @@
+import pytest
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from hwdiffusion.objectives import (
+    PREDICTION_TYPES,
+    diffusion_loss,
+    draw_timesteps,
+    min_snr_weights,
+    prediction_target,
+)
+from hwdiffusion.randomness import Draws
+
+
+def scheduler(prediction_type: str, **options) -> DDPMScheduler:
+    options = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False, **options}
+    return DDPMScheduler(prediction_type=prediction_type, **options)
+
+
+def samples(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    draws = Draws(0, 0, torch.arange(count))
+    return draws.normal("sample", (2, 4, 4)).double(), draws.normal("noise", (2, 4, 4)).double()
+
+
+def coefficients(noise_scheduler, timesteps) -> tuple[torch.Tensor, torch.Tensor]:
+    alphas = noise_scheduler.alphas_cumprod[timesteps].double()[:, None, None, None]
+    return alphas.sqrt(), (1 - alphas).sqrt()
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("timestep", [0, 100, 500, 900])
+def test_a_sampler_that_is_given_the_target_finds_the_sample(prediction_type, timestep):
+    noise_scheduler = scheduler(prediction_type)
+    sampler = DDIMScheduler.from_config(noise_scheduler.config)
+    sampler.set_timesteps(1000)
+    sample, noise = samples(4)
+    timesteps = torch.full((4,), timestep)
+    noisy = noise_scheduler.add_noise(sample, noise, timesteps)
+    target = prediction_target(noise_scheduler, sample, noise, timesteps)
+    found = sampler.step(target, timestep, noisy).pred_original_sample
+    torch.testing.assert_close(found, sample, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_a_sampler_that_is_given_the_target_finds_the_sample_at_zero_terminal_snr(prediction_type):
+    noise_scheduler = scheduler(prediction_type, rescale_betas_zero_snr=True)
+    assert noise_scheduler.alphas_cumprod[-1] == 0
+    sampler = DDIMScheduler.from_config(noise_scheduler.config, timestep_spacing="trailing")
+    sampler.set_timesteps(10)
+    sample, noise = samples(4)
+    timesteps = torch.full((4,), 999)
+    noisy = noise_scheduler.add_noise(sample, noise, timesteps)
+    target = prediction_target(noise_scheduler, sample, noise, timesteps)
+    torch.testing.assert_close(sampler.step(target, 999, noisy).pred_original_sample, sample, rtol=0, atol=1e-5)
+
+
+def test_an_unknown_prediction_type_is_refused():
+    sample, noise = samples(1)
+    noise_scheduler = scheduler("epsilon")
+    noise_scheduler.register_to_config(prediction_type="flow")
+    with pytest.raises(ValueError, match="epsilon.*flow"):
+        prediction_target(noise_scheduler, sample, noise, torch.tensor([3]))
+
+
+def losses_of_one_clean_error(snr_gamma: float | None) -> tuple[dict[str, float], float]:
+    """The loss of each parametrisation where all of them err by the same in the clean sample; and by the paper."""
+    sample, noise = samples(8)
+    error = Draws(0, 1, torch.arange(8)).normal("error", (2, 4, 4)).double()
+    timesteps = torch.tensor([20, 100, 200, 300, 400, 500, 700, 850])  # SNR above and below gamma
+    losses = {}
+    for prediction_type in PREDICTION_TYPES:
+        noise_scheduler = scheduler(prediction_type)
+        alpha, sigma = coefficients(noise_scheduler, timesteps)
+        noisy = alpha * sample + sigma * noise
+        wrong_sample = sample + error
+        wrong_noise = (noisy - alpha * wrong_sample) / sigma
+        output = {
+            "epsilon": wrong_noise,
+            "sample": wrong_sample,
+            "v_prediction": alpha * wrong_noise - sigma * wrong_sample,
+        }[prediction_type]
+        losses[prediction_type] = diffusion_loss(noise_scheduler, output, sample, noise, timesteps, snr_gamma).item()
+    weights = ((alpha / sigma) ** 2).clamp(max=snr_gamma)
+    return losses, (weights * error**2).mean().item()
+
+
+def test_min_snr_weighs_the_same_clean_error_alike_in_all_parametrisations():
+    losses, expected = losses_of_one_clean_error(snr_gamma=5.0)
+    assert losses == pytest.approx(dict.fromkeys(PREDICTION_TYPES, expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_stays_finite_at_zero_terminal_snr(prediction_type):
+    noise_scheduler = scheduler(prediction_type, rescale_betas_zero_snr=True)
+    weights = min_snr_weights(noise_scheduler, torch.arange(1000), snr_gamma=5.0)
+    assert weights.isfinite().all()
+    assert (weights >= 0).all()
+    sample, noise = samples(2)
+    output = torch.ones_like(sample, requires_grad=True)
+    diffusion_loss(noise_scheduler, output, sample, noise, torch.tensor([999, 0]), 5.0).backward()
+    assert output.grad.isfinite().all()
+
+
+def test_an_unweighted_loss_is_the_mean_squared_error():
+    noise_scheduler = scheduler("v_prediction")
+    sample, noise = samples(4)
+    timesteps = torch.tensor([1, 200, 600, 999])
+    target = noise_scheduler.get_velocity(sample, noise, timesteps)
+    output = torch.zeros_like(sample)
+    loss = diffusion_loss(noise_scheduler, output, sample, noise, timesteps)
+    assert loss.item() == pytest.approx(F.mse_loss(output, target).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 4, 50])
+def test_stratified_timesteps_fall_one_into_each_stratum(size):
+    for step in range(50):
+        timesteps = draw_timesteps(Draws(0, step, torch.arange(size)), 1000, "stratified", size)
+        assert torch.equal(timesteps // (1000 // size), torch.arange(size))
+
+
+@pytest.mark.parametrize("sampling", ["stratified", "uniform"])
+def test_processes_draw_their_slices_of_the_timesteps(sampling):
+    whole = draw_timesteps(Draws(0, 5, torch.arange(32)), 1000, sampling, 32)
+    parts = [draw_timesteps(Draws(0, 5, torch.arange(start, start + 16)), 1000, sampling, 32) for start in (0, 16)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("sampling, steps_of_a_part", [("stratified", 10), ("uniform", 40)])
+def test_timesteps_are_uniform_over_a_run(sampling, steps_of_a_part):
+    drawn = torch.stack([draw_timesteps(Draws(0, step, torch.arange(4)), 40, sampling, 4) for step in range(400)])
+    counts = torch.bincount(drawn.reshape(-1) % steps_of_a_part, minlength=steps_of_a_part)
+    assert drawn.unique().tolist() == list(range(40))
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_uniform_timesteps_are_independent_of_their_place():
+    drawn = torch.stack([draw_timesteps(Draws(0, step, torch.arange(4)), 1000, "uniform", 4) for step in range(400)])
+    correlation = torch.corrcoef(drawn.double().T) - torch.eye(4)
+    assert correlation.abs().max() < 4 / 400**0.5
+    assert (drawn.double().mean(dim=0) - 499.5).abs().max() < 4 * (1000**2 / 12 / 400) ** 0.5

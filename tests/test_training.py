@@ -1,0 +1,289 @@
+"""The training scripts through their command lines: what they leave, how they resume, how processes share a batch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import PROJECTION, TINY_UNET, TINY_VQVAE, TOKENS
+from diffusers import VQModel
+from PIL import Image
+
+from hwdiffusion.figures import read_metrics
+from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.train_scripts import train_ddpm, train_ldm, train_vqgan
+from hwdiffusion.trainer import STATE_FILE
+
+
+ROOT = Path(__file__).resolve().parents[1]
+MAIN = {"train_vqgan": train_vqgan.main, "train_ddpm": train_ddpm.main, "train_ldm": train_ldm.main}
+TINY_PRESET = {
+    "dataset_name": "digits",
+    "resolution": 16,
+    "image_mode": "L",
+    "max_train_samples": 100,
+    "vqvae": TINY_VQVAE,
+    "unet": {**TINY_UNET, **PROJECTION},
+    "noise_scheduler": {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+    "lr_warmup_steps": 5,
+    "max_train_steps": 40,
+    "train_batch_size": 16,
+    "checkpointing_steps": 4,
+    "num_inference_steps": 2,
+    "guidance_scale": 1.5,
+    "random_flip": True,
+    "train_vqgan": {"discriminator_weight": 0.5, "discriminator_start": 0.2, "discriminator_channels": 8,
+                    "codebook_restart_steps": 3},
+}  # fmt: skip
+
+
+@pytest.fixture
+def preset(tmp_path):
+    return write_preset(tmp_path / "tiny.yaml", TINY_PRESET)
+
+
+def write_preset(path: Path, preset: dict) -> str:
+    path.write_text(yaml.safe_dump(preset))
+    return str(path)
+
+
+def command(script: str, *argv) -> list[str]:
+    return [sys.executable, str(ROOT / "train_scripts" / f"{script}.py"), *map(str, argv)]
+
+
+def final_state(run: Path) -> dict:
+    newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return torch.load(newest / STATE_FILE, weights_only=True)
+
+
+def assert_identical(ours, theirs, where="state"):
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_identical(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs), where
+        for index, (one, other) in enumerate(zip(ours, theirs)):
+            assert_identical(one, other, f"{where}[{index}]")
+    else:
+        assert ours == theirs, where
+
+
+def kill_once_it_has(path: Path, argv: list[str]):
+    """Start a run in a process of its own and kill it with SIGKILL as soon as a path exists."""
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+
+
+# -- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_a_latent_diffusion_trains_both_stages_and_leaves_a_pipeline(preset, tmp_path):
+    run = tmp_path / "run"
+    assert train_ldm.main(["--preset", preset, "--output_dir", str(run), "--sample_steps", "7"]) == 0
+    pipe = ClassConditionalPipeline.from_pretrained(run)
+    assert pipe.id2label == {digit: str(digit) for digit in range(10)} and pipe.config.has_null_label
+    assert pipe(labels=["3"]).images[0].size == (16, 16)
+
+    # the latents that the UNet learned have unit variance and no mean
+    first_stage = VQModel.from_pretrained(run / "first-stage")
+    torch.testing.assert_close(first_stage.config.scaling_factor, pipe.vqvae.config.scaling_factor, rtol=1e-2, atol=0)
+    # what is saved are the averaged weights
+    state = final_state(run)["parts"]["unet"]
+    saved = list(pipe.unet.parameters())
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(saved, state["ema"]["shadow_params"]))
+
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == list(range(1, 41))
+    assert {path.name for path in (run / "samples").iterdir()} == {"step-7.png", "step-40.png"}
+    assert Image.open(run / "samples.png").size[1] > 10 * 16  # ten rows
+    assert Image.open(run / "loss.png").size[0] > 100
+    assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-36", "checkpoint-40"}
+    assert ClassConditionalPipeline.from_pretrained(run / "checkpoint-36").num_classes == 10
+    assert yaml.safe_load((run / "config.yaml").read_text())["script"] == "train_ldm"
+
+
+def test_a_given_autoencoder_is_taken_and_kept(preset, tmp_path):
+    assert train_vqgan.main(["--preset", preset, "--output_dir", str(tmp_path / "vq"), "--max_train_steps", "8"]) == 0
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--vqvae", str(tmp_path / "vq"), "--output_dir", str(run), "--max_train_steps", "4"]
+    assert train_ldm.main(argv) == 0
+    assert not (run / "first-stage").exists()
+    ours, theirs = VQModel.from_pretrained(run, subfolder="vqvae"), VQModel.from_pretrained(tmp_path / "vq")
+    assert_identical(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+@pytest.mark.parametrize("conditioning", ["projection", "tokens", "unconditional"])
+def test_a_pixel_diffusion_trains_with_every_conditioning(conditioning, tmp_path):
+    unet = {"projection": {**TINY_UNET, **PROJECTION}, "tokens": {**TINY_UNET, **TOKENS}, "unconditional": TINY_UNET}
+    preset = write_preset(tmp_path / "p.yaml", {**TINY_PRESET, "resolution": 8, "unet": unet[conditioning]})
+    run = tmp_path / "run"
+    assert train_ddpm.main(["--preset", preset, "--output_dir", str(run), "--max_train_steps", "4"]) == 0
+    pipe = ClassConditionalPipeline.from_pretrained(run)
+    assert pipe.num_classes == (0 if conditioning == "unconditional" else 10)
+    assert pipe(labels=None if conditioning == "unconditional" else [3]).images[0].size == (8, 8)
+
+
+def test_the_loss_falls_in_every_script(preset, tmp_path):
+    for script, key in (("train_vqgan", "mse_loss"), ("train_ddpm", "loss")):
+        argv = ["--preset", preset, "--output_dir", str(tmp_path / script), "--max_train_steps", "80"]
+        assert MAIN[script]([*argv, "--learning_rate", "3e-3"]) == 0
+        losses = [line[key] for line in read_metrics(tmp_path / script / "metrics.jsonl")]
+        assert np.mean(losses[-15:]) < 0.8 * np.mean(losses[:15])
+
+
+def test_a_tracker_gets_the_losses_and_the_pictures(preset, tmp_path):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--max_train_steps", "4", "--report_to", "tensorboard"]
+    assert train_ddpm.main(argv) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    logged = [event.value for event in events.Scalars("loss")]
+    written = [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
+    np.testing.assert_allclose(logged, written, rtol=1e-6)
+    assert events.Tags()["images"] == ["samples"]
+
+
+def test_a_dry_run_reports_and_writes_nothing(preset, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train_ldm.main(["--preset", preset, "--output_dir", str(run), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert not run.exists()
+    assert "s a step" in said and "parameters" in said and "learning_rate" in said
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", sorted(MAIN))
+def test_a_killed_run_ends_bit_identical_to_an_unbroken_one(script, preset, tmp_path):
+    """SIGKILL after a checkpoint in the middle of an epoch (100 pictures, 16 a step), then the same command again."""
+    options = ["--preset", preset, "--gradient_accumulation_steps", "2"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    kill_once_it_has(broken / "checkpoint-8", command(script, *options, "--output_dir", broken))
+    assert not (broken / "model_index.json").exists() or script == "train_vqgan"
+    assert len(read_metrics(broken / "metrics.jsonl")) < 40
+
+    assert MAIN[script]([*options, "--output_dir", str(broken)]) == 0
+    assert MAIN[script]([*options, "--output_dir", str(whole)]) == 0
+    assert_identical(final_state(broken), final_state(whole))
+    assert (broken / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    weights = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
+    assert weights and all((broken / path).read_bytes() == (whole / path).read_bytes() for path in weights)
+
+
+def test_a_run_killed_in_its_first_stage_continues(preset, tmp_path):
+    run = tmp_path / "run"
+    kill_once_it_has(
+        run / "first-stage" / "checkpoint-8", command("train_ldm", "--preset", preset, "--output_dir", run)
+    )
+    assert train_ldm.main(["--preset", preset, "--output_dir", str(run)]) == 0
+    assert ClassConditionalPipeline.from_pretrained(run).vqvae is not None
+
+
+def test_a_finished_run_started_again_changes_nothing(preset, tmp_path):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "4"]
+    assert train_ddpm.main(argv) == 0
+    files = [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".safetensors", ".pt", ".jsonl")]
+    before = {path: path.read_bytes() for path in files}
+    assert train_ddpm.main(argv) == 0
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_half_a_checkpoint_is_not_taken(preset, tmp_path):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "8"]
+    assert train_ddpm.main(argv) == 0
+    expected = final_state(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoint-8"
+    newest.rename(tmp_path / "run" / "checkpoint-8.part")  # as a kill during the writing leaves it
+    assert train_ddpm.main(argv) == 0
+    assert_identical(final_state(tmp_path / "run"), expected)
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+def test_a_run_with_other_settings_is_refused_and_continued_on_demand(preset, tmp_path, capsys):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run")]
+    assert train_ddpm.main([*argv, "--max_train_steps", "4"]) == 0
+    longer = [*argv, "--max_train_steps", "8", "--learning_rate", "5e-4"]
+    assert train_ddpm.main(longer) == 2
+    said = capsys.readouterr().err
+    assert "max_train_steps" in said and "learning_rate" in said and "--overwrite_output_dir" in said
+    assert train_ddpm.main([*longer, "--resume_from_checkpoint", "latest"]) == 0
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 8
+    keepsake = tmp_path / "run" / "notes.txt"
+    keepsake.write_text("mine")
+    assert train_ddpm.main([*argv, "--max_train_steps", "2", "--overwrite_output_dir"]) == 0
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert keepsake.exists() and not (tmp_path / "run" / "checkpoint-8").exists()
+
+
+# -- a batch shared by micro-batches and processes --------------------------------------------------------------------
+
+
+def curves(run: Path) -> np.ndarray:
+    return np.array([line["mse_loss"] if "mse_loss" in line else line["loss"] for line in read_metrics(run)])
+
+
+@pytest.mark.parametrize("script", ["train_vqgan", "train_ddpm"])
+def test_accumulated_micro_batches_train_as_one_batch(script, preset, tmp_path):
+    # without a discriminator: its adaptive weight is a ratio of gradients of a micro-batch, not a mean over them
+    options = ["--preset", preset, "--max_train_steps", "10"]
+    options += ["--discriminator_weight", "0"] if script == "train_vqgan" else []
+    for name, batch in (("one", ["--train_batch_size", "16"]), ("two", ["--train_batch_size", "8"])):
+        argv = [*options, *batch, "--output_dir", str(tmp_path / name)]
+        assert MAIN[script]([*argv, "--gradient_accumulation_steps", "1" if name == "one" else "2"]) == 0
+    one, two = (curves(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    np.testing.assert_allclose(one, two, rtol=2e-3)
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(preset, tmp_path):
+    """Both stages with two real processes; the plain `--num_processes 2 --cpu` would silently run one."""
+    options = ["--preset", preset, "--train_vqgan.max_train_steps", "12", "--max_train_steps", "12"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    two = [str(ROOT / "train_scripts" / "train_ldm.py"), *options, "--output_dir", str(tmp_path / "two")]
+    two += ["--train_batch_size", "8", "--train_vqgan.train_batch_size", "8"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, *two], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train_vqgan: 12 steps of 16 pictures on 2 processes" in done.stdout
+    assert "train_ldm: 12 steps of 16 pictures on 2 processes" in done.stdout
+
+    one = ["--train_batch_size", "16", "--train_vqgan.train_batch_size", "16", "--output_dir", str(tmp_path / "one")]
+    assert train_ldm.main([*options, *one]) == 0
+    for stage, tolerance in (("first-stage", 2e-3), (".", 2e-3)):
+        one, two = (curves(tmp_path / name / stage / "metrics.jsonl") for name in ("one", "two"))
+        assert len(one) == 12
+        np.testing.assert_allclose(one, two, rtol=tolerance)
+    assert len(ClassConditionalPipeline.from_pretrained(tmp_path / "two")(labels=[3, 7]).images) == 2
+
+
+# -- from another folder, from a wheel --------------------------------------------------------------------------------
+
+
+def test_without_flags_the_embedded_digits_are_trained_from_inside_the_folder_too(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "train_ldm.py", "--dry_run", "--output_dir", str(tmp_path / "run")],
+        cwd=ROOT / "train_scripts",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "preset: digits" in done.stdout and "dataset_name: digits" in done.stdout
