@@ -79,7 +79,7 @@ def test_bad_pictures_are_skipped_and_counted_on_demand(folder, tmp_path, capsys
     (folder / "cat" / "0.png").write_bytes(b"no picture")
     preset = write_preset(tmp_path / "preset.yaml", {**TINY_PRESET, "max_train_steps": 2})
     argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--train_data_dir", str(folder)]
-    assert MAIN["train_ddpm"]([*argv, "--skip_bad_images"]) == 0
+    assert MAIN["train_ddpm"]([*argv, "--skip_bad_images", "--validation_fraction", "0.3"]) == 0
     assert "skipped 1 unreadable picture" in capsys.readouterr().out
 
 

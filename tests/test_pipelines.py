@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -351,7 +352,8 @@ WITHOUT_THE_PACKAGE = """
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     assert not any(name.split(".")[0] == "hwdiffusion" for name in sys.modules)
     pipe.set_progress_bar_config(disable=True)
-    images = pipe(labels=["wild", 0], generator=[torch.Generator().manual_seed(s) for s in (0, 1)], output_type="pt").images
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    images = pipe(labels=["wild", 0], generator=generators, output_type="pt").images
     torch.save(images, again + ".pt")
     pipe.save_pretrained(again)
 """
@@ -398,11 +400,8 @@ def test_what_is_pushed_holds_the_source_file(through, tmp_path, monkeypatch):
     uploaded = {}
 
     def upload_folder(*, repo_id, folder_path, **_):
-        uploaded[repo_id] = {
-            os.path.relpath(os.path.join(base, name), folder_path)
-            for base, _, names in os.walk(folder_path)
-            for name in names
-        }
+        files = (path for path in Path(folder_path).rglob("*") if path.is_file())
+        uploaded[repo_id] = {path.relative_to(folder_path).as_posix() for path in files}
 
     for place in (hub_utils, module):
         monkeypatch.setattr(place, "create_repo", lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
