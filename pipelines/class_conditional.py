@@ -305,6 +305,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return num_label_classes(self.unet.config)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        _, height, width = self._latent_shape()
+        return (height * self.vae_scale_factor, width * self.vae_scale_factor)
+
+    @property
     def id2label(self) -> dict[int, str]:
         return {int(index): name for index, name in self.config.id2label.items()}
 

@@ -46,6 +46,7 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
         data: the pictures, for the names of their labels.
     """
     from hwdiffusion.figures import sample_grid
+    from hwdiffusion.hub import write_model_card
     from hwdiffusion.labels import drop_labels
     from hwdiffusion.models import build_pipeline
     from hwdiffusion.objectives import diffusion_loss, draw_timesteps
@@ -70,6 +71,9 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
         loss = diffusion_loss(noise_scheduler, prediction, sample, noise, timesteps, args.snr_gamma)
         trainer.update("unet", loss)
         trainer.log(loss=loss)
+
+    if trainer.is_main_process and not args.dry_run:
+        write_model_card(trainer.config, pipeline, data.summary())
 
 
 def main(argv: list[str] | None = None) -> int:
