@@ -94,6 +94,7 @@ def main():
     args = parser.parse_args()
 
     settings = yaml.safe_load((args.run / "config.yaml").read_text())
+    settings = settings[settings["script"]]
     if args.train_data_dir:
         settings.update(train_data_dir=args.train_data_dir, dataset_name=None)
     data = load_data(SimpleNamespace(**settings))

@@ -6,6 +6,7 @@ holds the flags of that script alone. On the command line, `--flag value` overri
 an entry of a section, for example `--unet.block_out_channels "[64, 128]"` or `--train_vqgan.max_train_steps 500`.
 """
 
+import copy
 import difflib
 import os
 import re
@@ -50,7 +51,9 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "What is split off for validation where the data has no split of its own."}
     )
-    max_train_samples: Optional[int] = field(default=None, metadata={"help": "Use the first pictures only."})
+    max_train_samples: Optional[int] = field(
+        default=None, metadata={"help": "Use only so many pictures, drawn by the seed."}
+    )
     skip_bad_images: bool = field(default=False, metadata={"help": "Skip and count unreadable pictures."})
     image_memory_gb: float = field(
         default=4.0, metadata={"help": "Decoded pictures are kept in memory up to this size, else read lazily."}
@@ -164,9 +167,10 @@ SCRIPTS = {
 }
 
 # What may differ between the runs of one folder without changing its result.
-_NOT_IN_RESULT = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "report_to", "preset",
-                  "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps", "sample_epochs",
-                  "image_memory_gb", "dataloader_num_workers"}  # fmt: skip
+_NOT_IN_RESULT = {"report_to", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps",
+                  "sample_epochs", "image_memory_gb", "dataloader_num_workers"}  # fmt: skip
+# What belongs to one start of a script and not to the configuration.
+_OF_ONE_START = {"preset", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run"}
 
 
 @dataclass
@@ -179,9 +183,11 @@ class Config:
     other_scripts: dict[str, dict] = field(default_factory=dict)  # flags of the other scripts, from the preset
 
     def to_dict(self) -> dict:
-        flags = {item.name: getattr(self.args, item.name) for item in fields(self.args)}
+        """The configuration in the form of a preset, which it can serve as."""
+        names = [item.name for item in fields(self.args) if item.name not in _OF_ONE_START]
+        flags = {name: getattr(self.args, name) for name in names}
         used = {name: section for name, section in self.sections.items() if section}
-        return {"script": self.script, **flags, **used, **self.other_scripts}
+        return copy.deepcopy({"script": self.script, self.script: flags, **used, **self.other_scripts})
 
     def save(self, path: Path):
         part = path.with_name(path.name + ".part")
@@ -190,9 +196,10 @@ class Config:
 
     def changes(self, saved: dict) -> list[str]:
         """The keys that alter the result and differ from those of a saved configuration."""
-        now = yaml.safe_load(yaml.safe_dump(self.to_dict()))
-        keys = [key for key in {**saved, **now} if key not in _NOT_IN_RESULT]
-        return [key for key in keys if saved.get(key) != now.get(key)]
+        now = _flattened(yaml.safe_load(yaml.safe_dump(self.to_dict())))
+        saved = _flattened(saved)
+        keys = [key for key in {**saved, **now} if key.split(".")[-1] not in _NOT_IN_RESULT]
+        return [key.removeprefix(f"{self.script}.") for key in keys if saved.get(key) != now.get(key)]
 
     def first_stage(self, output_dir: Path) -> "Config":
         """The configuration by which train_ldm.py trains its autoencoder: same preset, same data, same machine."""
@@ -203,6 +210,15 @@ class Config:
         args.preset, args.output_dir, args.dry_run = self.args.preset, str(output_dir), self.args.dry_run
         _validate(args)
         return Config("train_vqgan", args, {"vqvae": self.sections["vqvae"]})
+
+
+def _flattened(settings: dict) -> dict[str, Any]:
+    flat = {}
+    for key, value in settings.items():
+        flat.update(
+            {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
+        )
+    return flat
 
 
 def preset_names() -> list[str]:
@@ -246,36 +262,40 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     if "-h" in argv or "--help" in argv:
         _parse(script, ["--help"])
     flags, overrides = _split_overrides(argv, script)
-    chosen = re.split("=", next((f for f in flags if re.match("--preset(=|$)", f)), ""), maxsplit=1)
-    if chosen[0] == "--preset" and len(chosen) == 1:
-        place = flags.index("--preset") + 1
-        if place == len(flags):
-            raise InputError(f"--preset needs the name of a preset: {', '.join(preset_names())}, or a .yaml file")
-        name = flags[place]
-    else:
-        name = chosen[1] if len(chosen) == 2 else TrainingArguments.preset
+    name = _chosen_preset(flags)
     preset = load_preset(name)
-    for (section, key), value in overrides.items():
-        preset.setdefault(section, {})[key] = value
-
+    preset.pop("script", None)  # a run's config.yaml serves as a preset
     sections = {section: _as_section(preset.pop(section, {}), section, name) for section in MODEL_SECTIONS}
     scripts = {other: _as_section(preset.pop(other, {}), other, name) for other in SCRIPTS}
-    own = scripts.pop(script)
+    for (section, key), value in overrides.items():
+        (sections if section in sections else scripts)[section][key] = value
+    for other, section in scripts.items():
+        known = [item.name for item in fields(SCRIPTS[other]) if item.name not in _OF_ONE_START]
+        for key in section:
+            if key not in known:
+                raise InputError(f"section {other} of preset {name} has an unknown flag {key!r}{_nearest(key, known)}")
     known_anywhere = {item.name for cls in SCRIPTS.values() for item in fields(cls)}
     for key in preset:
         if key not in known_anywhere:
             known = sorted({*known_anywhere, *MODEL_SECTIONS, *SCRIPTS})
             raise InputError(f"preset {name} has an unknown key {key!r}{_nearest(key, known)}")
-    if any(flag.split("=")[0] in ("--train_data_dir", "--dataset_name") for flag in flags):
+    given = {flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+    displaced = set()
+    if given & {"train_data_dir", "dataset_name"}:
         # the user's own data takes the place of the preset's, columns and all
-        for key in ("dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column"):
-            preset.pop(key, None)
+        displaced = {"dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column"}
+    for key in displaced:
+        for settings in (preset, *scripts.values()):
+            settings.pop(key, None)
+    if "num_train_epochs" in given:  # the preset's number of steps would win over the user's epochs
+        preset.pop("max_train_steps", None)
+        scripts[script].pop("max_train_steps", None)
 
     def flags_of(other: str, section: dict) -> dict:
         known_here = {item.name for item in fields(SCRIPTS[other])}
         return {**{key: value for key, value in preset.items() if key in known_here}, **section}
 
-    args = _parse(script, [*_as_argv(flags_of(script, own), name), *flags])
+    args = _parse(script, [*_as_argv(flags_of(script, scripts[script]), name), *flags])
     if args.output_dir is None:
         args.output_dir = str(Path("runs", Path(args.preset).stem))
     _validate(args)
@@ -285,6 +305,18 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     if script == "train_ldm" and args.vqvae is None:
         config.first_stage(Path(args.output_dir))  # a mistake in its flags must not surface later
     return config
+
+
+def _chosen_preset(flags: list[str]) -> str:
+    name = TrainingArguments.preset
+    for place, flag in enumerate(flags):
+        if flag == "--preset":
+            if place + 1 == len(flags):
+                raise InputError(f"--preset needs the name of a preset: {', '.join(preset_names())}, or a .yaml file")
+            name = flags[place + 1]
+        elif flag.startswith("--preset="):
+            name = flag.removeprefix("--preset=")
+    return name
 
 
 def run_script(script: str, train, argv: list[str] | None = None) -> int:
@@ -312,7 +344,7 @@ def _validate(args: TrainingArguments):
     for key in ("max_train_steps", "num_train_epochs", "checkpointing_steps", "max_train_samples"):
         require(getattr(args, key) is None or getattr(args, key) >= 1, key, "at least 1")
     require(args.learning_rate > 0, "learning_rate", "positive")
-    require(0 <= args.seed < 2**63, "seed", "in 0 to 2^63 - 1")
+    require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     require(0 < args.validation_fraction < 1, "validation_fraction", "between 0 and 1")
     schedulers = ("linear", "cosine", "constant", "constant_with_warmup")
     require(args.lr_scheduler in schedulers, "lr_scheduler", f"one of {', '.join(schedulers)}")
@@ -335,6 +367,10 @@ def _validate(args: TrainingArguments):
     if isinstance(args, VQGANArguments):
         require(0 <= args.discriminator_start < 1, "discriminator_start", "at least 0 and less than 1")
         require(0 <= args.codebook_restart_until <= 1, "codebook_restart_until", "in 0 to 1")
+        require(args.codebook_restart_steps >= 0, "codebook_restart_steps", "at least 0")
+        require(args.discriminator_layers >= 1, "discriminator_layers", "at least 1")
+        channels = args.discriminator_channels
+        require(channels > 0 and channels % 8 == 0, "discriminator_channels", "a positive multiple of 8")
         for key in ("mse_weight", "l1_weight", "perceptual_weight", "codebook_weight", "discriminator_weight"):
             require(getattr(args, key) >= 0, key, "at least 0")
 
@@ -394,6 +430,8 @@ def _as_argv(flags: dict, preset: str) -> list[str]:
             continue
         if isinstance(value, dict):
             raise InputError(f"flag {key!r} of preset {preset} must be a value, not a mapping")
+        if key == "mixed_precision" and value is False:
+            value = "no"  # which YAML takes for a boolean
         values = value if isinstance(value, list) else [value]
         argv += [f"--{key}", *(str(item) for item in values)]
     return argv

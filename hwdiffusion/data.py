@@ -53,23 +53,22 @@ class ImageDataset:
         return len(self.indices)
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        indices = torch.as_tensor(indices)
-        images = self.images[indices] if self.images is not None else self._read(indices.tolist())
-        return images, self.labels[indices]
+        places = torch.as_tensor(indices)
+        if self.images is not None:
+            return self.images[places], self.labels[places]
+        arrays, places = zip(*(self._read(place) for place in places.tolist()))
+        return torch.from_numpy(np.stack(arrays)), self.labels[list(places)]
 
     __getitems__ = __getitem__  # the name by which a DataLoader asks for a whole batch
 
-    def _read(self, places: list[int]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([self._read_one(place) for place in places]))
-
-    def _read_one(self, place: int) -> np.ndarray:
+    def _read(self, place: int) -> tuple[np.ndarray, int]:
         for _ in range(100):
             try:
-                return read_image(self.source, int(self.indices[place]), self.decode)
+                return read_image(self.source, int(self.indices[place]), self.decode), place
             except InputError:
                 if not self.skip_bad_images:
                     raise
-                place = (place + 1) % len(self)  # lazily read: the next one stands in
+                place = (place + 1) % len(self)  # the next one stands in, with its own label
         raise InputError(f"100 pictures in a row can't be read, from {self.source.name(int(self.indices[place]))} on")
 
     def load(self) -> int:
@@ -112,8 +111,7 @@ class Data:
     def summary(self) -> str:
         """What was found, in a line."""
         names = self.train.class_names
-        shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-        labels = f"{len(names)} classes ({shown})" if names else "no labels"
+        labels = f"{len(names)} classes ({_few(names)})" if names else "no labels"
         skipped = f", skipped {self.skipped} unreadable picture{'s'[: self.skipped != 1]}" if self.skipped else ""
         return f"{len(self.train)} training and {len(self.validation)} validation pictures, {labels}{skipped}"
 
@@ -149,7 +147,9 @@ def load_data(args) -> Data:
             )
         validation_source = train_source
         train_indices, validation_indices = np.sort(order[held_out:]), np.sort(order[:held_out])
-    train_indices = train_indices[: args.max_train_samples]
+    if args.max_train_samples is not None:  # any, not the first: those may be all of one class
+        chosen = epoch_order(args.seed, 1, len(train_indices))[: args.max_train_samples]
+        train_indices = train_indices[np.sort(chosen)]
 
     decode = decoder(args.image_mode, image_size(args), args.center_crop)
     train = ImageDataset(train_source, decode, train_indices, args.skip_bad_images)
@@ -332,10 +332,17 @@ def from_datasets(args, path: str, **kwargs) -> dict[str, Source]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{describe(args)} can't be loaded: {reason}") from error
-    return {name: _from_split(args, name, split) for name, split in splits.items()}
+    train = "train" if "train" in splits else next(iter(splits))
+    validation = next((name for name in VALIDATION_SPLITS if name in splits and name != train), None)
+    class_names: list[str | int] | None = None  # the training split decides
+    sources = {}
+    for name in (train, validation):
+        if name is not None:
+            sources[name], class_names = _from_split(args, name, splits[name], class_names)
+    return sources
 
 
-def _from_split(args, split_name: str, split) -> Source:
+def _from_split(args, split_name: str, split, class_names: list | None) -> tuple[Source, list]:
     import datasets
 
     def choose(wanted: str | None, kind: str, fitting: list[str]) -> str | None:
@@ -365,16 +372,17 @@ def _from_split(args, split_name: str, split) -> Source:
             raise OSError("there is no picture")
         return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])
 
-    labels, class_names = np.zeros((len(split), 0), dtype=np.int64), []
+    labels = np.zeros((len(split), 0), dtype=np.int64)
     if label_column is not None:
-        labels, class_names = _class_labels(args, split, label_column)
-    return Source(
+        labels, class_names = _class_labels(args, split_name, split, label_column, class_names)
+    source = Source(
         size=len(split),
         open=open_image,
         name=lambda index: f"row {index} of split {split_name} of {describe(args)}",
         labels=labels,
-        class_names=class_names,
+        class_names=[str(name) for name in class_names or []],
     )
+    return source, class_names or []
 
 
 def _cast_to_images(args, split, column: str):
@@ -382,27 +390,36 @@ def _cast_to_images(args, split, column: str):
 
     try:
         return split.cast_column(column, datasets.Image())
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"column {column!r} of {describe(args)} holds {split.features[column]}, not images"
         ) from error
 
 
-def _class_labels(args, split, column: str) -> tuple[np.ndarray, list[str]]:
+def _class_labels(args, split_name: str, split, column: str, class_names: list | None) -> tuple[np.ndarray, list]:
     import datasets
 
-    if not isinstance(split.features[column], datasets.ClassLabel):
-        try:
-            split = split.class_encode_column(column)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"column {column!r} of {describe(args)} holds {split.features[column]}, not one label a picture"
-            ) from error
-    names = split.features[column].names
-    labels = np.array([NULL_LABEL if label is None else label for label in split[column]], dtype=np.int64)
-    if ((labels < 0) | (labels >= len(names))).any():
-        row = int(np.flatnonzero((labels < 0) | (labels >= len(names)))[0])
+    kind, values = split.features[column], split[column][:]
+    if isinstance(kind, datasets.ClassLabel):
+        labels = [NULL_LABEL if value is None else value for value in values]
+        class_names = kind.names
+        allowed = f"the ids 0 to {len(class_names) - 1} ({_few(class_names)})"
+    elif all(isinstance(value, (int, str, type(None))) for value in values):
+        class_names = class_names or sorted({value for value in values if value is not None})  # numbers by their size
+        ids = {name: index for index, name in enumerate(class_names)}
+        labels = [ids.get(value, NULL_LABEL) for value in values]
+        allowed = _few(class_names)
+    else:
+        raise InputError(f"column {column!r} of {describe(args)} holds {kind}, not one label a picture")
+    labels = np.array(labels, dtype=np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
         raise InputError(
-            f"row {row} of {describe(args)} has the label {labels[row]}, outside of the classes 0 to {len(names) - 1}"
+            f"row {wrong[0]} of split {split_name} of {describe(args)} has the label {values[int(wrong[0])]}; allowed "
+            f"are {allowed}"
         )
-    return labels[:, None], list(names)
+    return labels[:, None], class_names
+
+
+def _few(names: list) -> str:
+    return ", ".join(map(str, names[:10])) + (", …" if len(names) > 10 else "")

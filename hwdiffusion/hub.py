@@ -16,8 +16,8 @@ _CARD = """---
 
 # {title}
 
-{what}, trained from scratch with `hwdiffusion` {version} and stock [diffusers](https://github.com/huggingface/diffusers)
-components.
+{what}, trained from scratch with `hwdiffusion` {version}.
+All components are stock [diffusers](https://github.com/huggingface/diffusers) classes.
 
 ![samples](samples.png)
 
@@ -44,8 +44,8 @@ pipe = ClassConditionalPipeline.from_pretrained("{repository}")
 
 {data}.
 
-{steps} steps of {batch} pictures a process; the weights are {weights}. The picture above has one row a label, drawn with
-the pipeline's defaults: {scheduler}, {inference_steps} steps, guidance {guidance}.
+{steps} steps of {batch} pictures a process; the weights are {weights}. The picture above has one row a label, drawn
+with the pipeline's defaults: {scheduler}, {inference_steps} steps, guidance {guidance}.
 
 The whole configuration:
 
@@ -54,7 +54,7 @@ The whole configuration:
 """
 
 
-def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: str):
+def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: str, steps: int):
     """Write `README.md` into the run folder: what the model is, how to load it, what it was trained on and how."""
     args, output_dir = config.args, Path(config.args.output_dir)
     names = list(pipeline.id2label.values())
@@ -69,11 +69,10 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         tags=["hwdiffusion", "diffusion", *(["class-conditional"] if names else [])],
         datasets=[args.dataset_name] if on_hub else None,
     )
-    settings = {key: value for key, value in config.to_dict().items() if key != "output_dir"}
-    if settings["train_data_dir"] is not None:
-        settings["train_data_dir"] = Path(
-            settings["train_data_dir"]
-        ).name  # a path says more of a machine than of a model
+    settings = config.to_dict()
+    flags = settings[config.script]
+    if flags["train_data_dir"] is not None:
+        flags["train_data_dir"] = Path(flags["train_data_dir"]).name  # a whole path would tell of a machine
     card = _CARD.format(
         metadata=metadata.to_yaml(),
         title=output_dir.resolve().name,
@@ -82,7 +81,7 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         repository=output_dir.resolve().name,
         call=f"labels=[{names[min(3, len(names) - 1)]!r}]" if names else "",
         data=data_summary,
-        steps=args.max_train_steps or f"{args.num_train_epochs} epochs in",
+        steps=steps,
         batch=args.train_batch_size * args.gradient_accumulation_steps,
         weights="averaged over training (EMA)" if args.use_ema else "those of the last step",
         scheduler=type(pipeline.scheduler).__name__,

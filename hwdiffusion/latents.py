@@ -80,8 +80,12 @@ def _fingerprint(vqvae: VQModel, dataset: ImageDataset, flips: bool) -> str:
     for name, tensor in sorted(vqvae.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    sample = dataset[range(0, len(dataset), max(1, len(dataset) // 1000))][0]
-    digest.update(sample.numpy().tobytes())
+    if dataset.images is not None:
+        digest.update(dataset.images.numpy().tobytes())
+    else:  # to read them all would cost as much as to encode them
+        for place in range(0, len(dataset), max(1, len(dataset) // 1000)):
+            digest.update(dataset.source.name(int(dataset.indices[place])).encode())
+            digest.update(dataset[[place]][0].numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -102,6 +106,8 @@ def centred(vqvae: VQModel, latents: torch.Tensor) -> VQModel:
     """
     vqvae = copy.deepcopy(vqvae)
     mean = latents.double().mean(dim=(0, 1, 3, 4), keepdim=True)
+    if vqvae.config.norm_type == "spatial":  # its decoder also takes the codes themselves, which must not move
+        mean = torch.zeros_like(mean)
     vqvae.register_to_config(scaling_factor=measure_scaling_factor(latents - mean))
     mean = mean.flatten().to(vqvae.quant_conv.bias)  # (C,)
     with torch.no_grad():

@@ -10,7 +10,12 @@ def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float,
     share = successes / count
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _distances(queries: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    # differences first: by a matrix product, copies far from the origin would seem to be apart
+    return torch.cdist(queries, others, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def coverage(real: torch.Tensor, generated: torch.Tensor, k: int = 5) -> float:
@@ -19,13 +24,13 @@ def coverage(real: torch.Tensor, generated: torch.Tensor, k: int = 5) -> float:
     Args:
         real, generated: features `(N, D)` and `(M, D)`.
     """
-    radii = torch.cdist(real, real).kthvalue(k + 1, dim=1).values  # the nearest of all is the picture itself
-    return (torch.cdist(real, generated).min(dim=1).values <= radii).float().mean().item()
+    radii = _distances(real, real).kthvalue(k + 1, dim=1).values  # the nearest of all is the picture itself
+    return (_distances(real, generated).min(dim=1).values <= radii).float().mean().item()
 
 
 def nearest_distances(queries: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
     """The distance of each query `(N, D)` to its nearest training picture `(M, D)`; `(N,)`."""
-    return torch.cat([torch.cdist(chunk, training).min(dim=1).values for chunk in queries.split(1000)])
+    return torch.cat([_distances(chunk, training).min(dim=1).values for chunk in queries.split(1000)])
 
 
 def nearest_neighbour_ratio(generated: torch.Tensor, held_out: torch.Tensor, training: torch.Tensor) -> float:

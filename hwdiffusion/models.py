@@ -24,7 +24,7 @@ def build_vqvae(section: dict, channels: int, size: tuple[int, int]) -> VQModel:
     section = _completed("vqvae", section, in_channels=channels, out_channels=channels, sample_size=max(size))
     _check_keys("vqvae", section, VQModel)
     _check_norm_groups("vqvae", section)
-    _check_lengths("vqvae", section, ("block_out_channels", "down_block_types", "up_block_types"))
+    _check_lengths("vqvae", section, VQModel)
     check_factor(2 ** (len(section.get("block_out_channels", (64,))) - 1), size)
     return _build("vqvae", VQModel, section)
 
@@ -53,7 +53,7 @@ def build_unet(section: dict, sample_shape: tuple[int, int, int], num_classes: i
             section = _completed("unet", section, **{key: num_classes})
     _check_keys("unet", section, UNet2DConditionModel)
     _check_norm_groups("unet", section)
-    _check_lengths("unet", section, ("block_out_channels", "down_block_types", "up_block_types"))
+    _check_lengths("unet", section, UNet2DConditionModel)
     unet = _build("unet", UNet2DConditionModel, section)
     factor = 2 ** (len(unet.config.block_out_channels) - 1)
     if (height % factor or width % factor) and "AttnUpBlock2D" in unet.config.up_block_types[:-1]:
@@ -132,10 +132,11 @@ def load_vqvae(path: str, channels: int, size: tuple[int, int]) -> VQModel:
 
 def check_factor(factor: int, size: tuple[int, int]):
     if size[0] % factor or size[1] % factor:
-        below, above = (" ".join(str(side // factor * factor + add) for side in size) for add in (0, factor))
+        fitting = [[side // factor * factor + add for side in size] for add in (0, factor)]
+        proposals = [" ".join(map(str, sides)) for sides in fitting if min(sides) > 0]
         raise InputError(
             f"--resolution {' '.join(map(str, size))} is not divisible by the autoencoder's factor {factor}; "
-            f"use {below} or {above}"
+            f"use {' or '.join(proposals)}"
         )
 
 
@@ -201,8 +202,10 @@ def _check_norm_groups(name: str, section: dict):
         )
 
 
-def _check_lengths(name: str, section: dict, keys: tuple[str, ...]):
-    lengths = {key: len(section[key]) for key in keys if isinstance(section.get(key), (list, tuple))}
+def _check_lengths(name: str, section: dict, cls: type):
+    defaults = inspect.signature(cls.__init__).parameters
+    keys = ("block_out_channels", "down_block_types", "up_block_types")
+    lengths = {key: len(section.get(key, defaults[key].default)) for key in keys}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise InputError(f"in section {name} these must be of one length: {said}")
@@ -211,5 +214,5 @@ def _check_lengths(name: str, section: dict, keys: tuple[str, ...]):
 def _build(name: str, cls: type, section: dict):
     try:
         return cls(**section)
-    except (TypeError, ValueError, NotImplementedError, AttributeError, IndexError) as error:
+    except Exception as error:  # whatever the class trips over, it is the section's fault
         raise InputError(f"section {name} makes no {cls.__name__}: {' '.join(str(error).split())}") from error

@@ -22,7 +22,7 @@ def draw_timesteps(draws: Draws, num_train_timesteps: int, sampling: str, step_s
     """
     unit = draws.uniform("timestep")  # (B,)
     if sampling == "stratified":
-        unit = (draws.samples + unit) / step_size
+        unit = (draws.samples.double() + unit) / step_size
     return (unit * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 

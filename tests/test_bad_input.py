@@ -132,7 +132,7 @@ def test_labels_out_of_range(script, fails, folder, tmp_path):
     (tmp_path / "parquet").mkdir()
     Dataset.from_dict(rows, features).to_parquet(tmp_path / "parquet" / "train.parquet")
     said = fails(script, "--train_data_dir", tmp_path / "parquet")
-    assert "row 11" in said and "outside of the classes 0 to 1" in said
+    assert "row 11" in said and "allowed are the ids 0 to 1 (cat, dog)" in said
 
 
 @pytest.mark.parametrize("script", ["train_ddpm", "train_ldm"])

@@ -198,10 +198,11 @@ def test_a_saved_configuration_has_no_changes_against_itself(tmp_path, script):
     [
         (["--learning_rate", "0.5"], ["learning_rate"]),
         (["--seed", "1", "--max_train_steps", "5"], ["seed", "max_train_steps"]),
-        (["--unet.block_out_channels", "[8, 16]"], ["unet"]),
-        (["--unet.dropout", "0.1"], ["unet"]),
-        (["--train_vqgan.learning_rate", "0.5"], ["train_vqgan"]),
-        (["--train_data_dir", "PICTURES"], ["dataset_name", "train_data_dir", "train_vqgan"]),
+        (["--unet.block_out_channels", "[8, 16]"], ["unet.block_out_channels"]),
+        (["--unet.dropout", "0.1"], ["unet.dropout"]),
+        (["--vqvae", "FOLDER"], ["vqvae"]),
+        (["--train_vqgan.learning_rate", "0.5"], ["train_vqgan.learning_rate"]),
+        (["--train_data_dir", "PICTURES"], ["dataset_name", "train_data_dir", "train_vqgan.dataset_name"]),
     ],
 )
 def test_a_setting_that_alters_the_result_is_a_change_whichever_run_was_first(tmp_path, argv, changed):
@@ -290,3 +291,27 @@ def test_a_script_says_in_one_line_what_input_is_wrong_and_hides_no_other_error(
     assert output.err.count("\n") == 1 and output.err.startswith("train_ldm.py: error: unknown preset")
     with pytest.raises(ZeroDivisionError):
         run_script("train_ldm", broken, [])
+
+
+def test_a_saved_configuration_serves_as_a_preset(tmp_path):
+    config = parse("train_ldm", ["--learning_rate", "1e-5", "--unet.dropout", "0.1", "--train_vqgan.l1_weight", "0.7"])
+    config.save(tmp_path / "config.yaml")
+    again = parse("train_ldm", ["--preset", str(tmp_path / "config.yaml")])
+    assert again.to_dict() == config.to_dict()
+
+
+def test_epochs_of_the_command_line_win_over_steps_of_the_preset():
+    assert parse("train_ldm", ["--num_train_epochs", "2"]).args.max_train_steps is None
+    both = parse("train_ldm", ["--num_train_epochs", "2", "--max_train_steps", "7"]).args
+    assert both.max_train_steps == 7
+
+
+def test_an_empty_section_takes_overrides(tmp_path):
+    (tmp_path / "p.yaml").write_text("dataset_name: digits\nmax_train_steps: 1\nunet:\n")
+    config = parse("train_ddpm", ["--preset", str(tmp_path / "p.yaml"), "--unet.norm_num_groups", "8"])
+    assert config.sections["unet"] == {"norm_num_groups": 8}
+
+
+def test_a_mistake_in_the_section_of_another_script_is_found():
+    with pytest.raises(InputError, match="section train_vqgan .*did you mean learning_rate"):
+        parse("train_ddpm", ["--preset", "mnist-ddpm", "--train_vqgan.learning_rat", "1"])

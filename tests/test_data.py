@@ -293,10 +293,51 @@ def test_a_data_loader_gets_whole_batches():
         assert torch.equal(images, dataset.images[order]) and torch.equal(labels, dataset.labels[order])
 
 
-def test_max_train_samples_takes_the_first_pictures():
-    every, first = (load_data(arguments(dataset_name="digits", max_train_samples=count)) for count in (None, 20))
-    assert np.array_equal(first.train.indices, every.train.indices[:20])
-    assert np.array_equal(first.validation.indices, every.validation.indices)
+def test_max_train_samples_takes_pictures_of_all_classes(tmp_path):
+    every, some = (load_data(arguments(dataset_name="digits", max_train_samples=count)) for count in (None, 60))
+    assert len(set(some.train.indices)) == 60 and set(some.train.indices) <= set(every.train.indices)
+    assert np.array_equal(some.validation.indices, every.validation.indices)
+    for label in ("a", "b"):  # files come sorted by class
+        for index in range(20):
+            path = tmp_path / label / f"{index}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("L", (8, 8)).save(path)
+    assert set(load_data(arguments(tmp_path, max_train_samples=10)).train.labels.flatten().tolist()) == {0, 1}
+
+
+def test_a_stand_in_for_a_lazily_read_bad_picture_has_its_own_label(tmp_path):
+    for label, gray in (("a", 0), ("b", 255)):
+        (tmp_path / label).mkdir()
+        for index in range(10):
+            Image.new("L", (8, 8), gray).save(tmp_path / label / f"{index}.png")
+    for index in range(5, 10):
+        (tmp_path / "a" / f"{index}.png").write_bytes(b"broken")
+    options = {"image_memory_gb": 0, "skip_bad_images": True, "image_mode": "L"}
+    train = load_data(arguments(tmp_path, resolution=[8], **options)).train
+    images, labels = train[range(len(train))]
+    assert torch.equal(images.amax(dim=(1, 2, 3)) > 0, labels[:, 0] == 1)
+
+
+def test_labels_without_names_mean_the_same_in_every_split(tmp_path):
+    def write(split, labels):
+        rows = {"image": [Image.new("L", (8, 8))] * len(labels), "kind": labels}
+        features = datasets.Features({"image": datasets.Image(), "kind": datasets.Value("int64")})
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
+
+    write("train", list(range(12)))
+    write("validation", [2, 11])
+    write("test", [-1, -1])  # hidden, and not used
+    data = load_data(arguments(tmp_path, label_column="kind"))
+    assert data.id2label == {label: str(label) for label in range(12)}
+    assert data.validation.labels.flatten().tolist() == [2, 11]
+
+
+def test_a_column_without_images_is_refused(tmp_path):
+    rows = {"image": [Image.new("L", (8, 8))] * 3, "number": [1, 2, 3]}
+    features = datasets.Features({"image": datasets.Image(), "number": datasets.Value("int64")})
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match="column 'number' .* not images"):
+        load_data(arguments(tmp_path, image_column="number"))
 
 
 def test_bad_pictures_are_skipped_and_counted_and_the_others_keep_their_labels(tmp_path):
@@ -401,7 +442,7 @@ def text_only(folder: Path):
             "column 'image' .* holds Image.*not one label",
         ),
         (text_only, {}, "no image column; its columns are caption, kind"),
-        (unnamed_label, {}, "row 3 .* label -1, outside of the classes 0 to 1"),
+        (unnamed_label, {}, "row 3 .* label -1; allowed are the ids 0 to 1 "),
         (missing_label, {"label_column": "label"}, "row 2 "),
         (broken_parquet, {}, "data can't be loaded"),
     ],

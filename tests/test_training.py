@@ -286,4 +286,4 @@ def test_without_flags_the_embedded_digits_are_trained_from_inside_the_folder_to
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "preset: digits" in done.stdout and "dataset_name: digits" in done.stdout
+    assert "dataset_name: digits" in done.stdout and "num_vq_embeddings: 256" in done.stdout

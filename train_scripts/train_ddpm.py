@@ -73,7 +73,7 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
         trainer.log(loss=loss)
 
     if trainer.is_main_process and not args.dry_run:
-        write_model_card(trainer.config, pipeline, data.summary())
+        write_model_card(trainer.config, pipeline, data.summary(), trainer.max_steps)
 
 
 def main(argv: list[str] | None = None) -> int:
