@@ -3,7 +3,6 @@
 Latents are what `VQModel.encode` gives, before quantisation; `VQModel.decode` quantises.
 """
 
-import copy
 import hashlib
 from pathlib import Path
 
@@ -104,14 +103,16 @@ def centred(vqvae: VQModel, latents: torch.Tensor) -> VQModel:
     Args:
         latents: `(N, F, C, h, w)`, of the training pictures.
     """
-    vqvae = copy.deepcopy(vqvae)
+    # not deep-copied: in training the model carries hooks that hold on to much more
+    copied = VQModel.from_config(vqvae.config).to(vqvae.device, vqvae.dtype)
+    copied.load_state_dict(vqvae.state_dict())
     mean = latents.double().mean(dim=(0, 1, 3, 4), keepdim=True)
-    if vqvae.config.norm_type == "spatial":  # its decoder also takes the codes themselves, which must not move
+    if copied.config.norm_type == "spatial":  # its decoder also takes the codes themselves, which must not move
         mean = torch.zeros_like(mean)
-    vqvae.register_to_config(scaling_factor=measure_scaling_factor(latents - mean))
-    mean = mean.flatten().to(vqvae.quant_conv.bias)  # (C,)
+    copied.register_to_config(scaling_factor=measure_scaling_factor(latents - mean))
+    mean = mean.flatten().to(copied.quant_conv.bias)  # (C,)
     with torch.no_grad():
-        vqvae.quant_conv.bias -= mean
-        vqvae.quantize.embedding.weight -= mean
-        vqvae.post_quant_conv.bias += vqvae.post_quant_conv.weight[:, :, 0, 0] @ mean
-    return vqvae
+        copied.quant_conv.bias -= mean
+        copied.quantize.embedding.weight -= mean
+        copied.post_quant_conv.bias += copied.post_quant_conv.weight[:, :, 0, 0] @ mean
+    return copied

@@ -103,7 +103,7 @@ def test_a_latent_diffusion_trains_both_stages_and_leaves_a_pipeline(preset, tmp
 
     # the latents that the UNet learned have unit variance and no mean
     first_stage = VQModel.from_pretrained(run / "first-stage")
-    torch.testing.assert_close(first_stage.config.scaling_factor, pipe.vqvae.config.scaling_factor, rtol=1e-2, atol=0)
+    torch.testing.assert_close(first_stage.config.scaling_factor, pipe.vqvae.config.scaling_factor, rtol=1e-4, atol=0)
     # what is saved are the averaged weights
     state = final_state(run)["parts"]["unet"]
     saved = list(pipe.unet.parameters())

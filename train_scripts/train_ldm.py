@@ -56,7 +56,7 @@ def train(config: Config) -> Path:
 
     def to_sample(latents, draws):  # (B, F, C, h, w), F = 2 with mirrored pictures
         view = (draws.uniform("flip") * latents.shape[1]).long()
-        return latents[range(len(latents)), view] * scaling_factor
+        return latents[torch.arange(len(latents), device=latents.device), view] * scaling_factor
 
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))

@@ -69,9 +69,12 @@ def train(config: Config, data=None) -> Path:
     def save(folder: Path):
         # some 2,000 pictures tell mean and deviation of the latents to a percent
         measured = np.arange(0, len(data.train), max(1, len(data.train) // 2000))
-        batches = [data.train[places][0] for places in np.array_split(measured, -(-len(measured) // 256))]
-        latents = torch.cat([stock.encode(to_model_range(images.to(trainer.device))).latents for images in batches])
-        centred(stock, latents.unsqueeze(1)).save_pretrained(folder)
+        latents = []
+        for places in np.array_split(measured, -(-len(measured) // 256)):
+            images = to_model_range(data.train[places][0].to(trainer.device))
+            views = [images, images.flip(-1)] if args.random_flip else [images]
+            latents.append(torch.stack([stock.encode(view).latents for view in views], dim=1))  # (B, F, C, h, w)
+        centred(stock, torch.cat(latents)).save_pretrained(folder)
 
     def preview():
         images, _ = data.validation[range(min(16, len(data.validation)))]
