@@ -104,7 +104,7 @@ def centred(vqvae: VQModel, latents: torch.Tensor) -> VQModel:
         latents: `(N, F, C, h, w)`, of the training pictures.
     """
     # not deep-copied: in training the model carries hooks that hold on to much more
-    copied = VQModel.from_config(vqvae.config).to(vqvae.device, vqvae.dtype)
+    copied = VQModel.from_config(vqvae.config).to(vqvae.device)
     copied.load_state_dict(vqvae.state_dict())
     mean = latents.double().mean(dim=(0, 1, 3, 4), keepdim=True)
     if copied.config.norm_type == "spatial":  # its decoder also takes the codes themselves, which must not move
