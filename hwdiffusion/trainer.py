@@ -149,6 +149,15 @@ def _sync_to_disk(folder: Path):
             os.close(descriptor)
 
 
+def _use_all_cores(accelerator: Accelerator):
+    # `accelerate launch` gives a process on a CPU one thread unless told otherwise, which halves the speed or worse.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, cores // local_processes))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The trainer
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,6 +191,7 @@ class Trainer:
                 "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
             )
         self.device = self.accelerator.device
+        _use_all_cores(self.accelerator)
         self.step = 0  # optimizer steps done
         self.step_size = (
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
