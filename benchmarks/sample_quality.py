@@ -90,6 +90,7 @@ def main():
     parser.add_argument("--num_inference_steps", type=int, default=None)
     parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="ddim")
     parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
 
@@ -104,7 +105,7 @@ def main():
     judged = (judge.predict(held_out) == held_out_labels).float().mean().item()
     print(f"{type(judge).__name__} on {len(held_out)} held-out real pictures: {judged:.4f}")
 
-    pipe = ClassConditionalPipeline.from_pretrained(args.run)
+    pipe = ClassConditionalPipeline.from_pretrained(args.run).to(args.device)
     pipe.scheduler = SCHEDULERS[args.scheduler].from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     wanted = torch.arange(args.num_samples) % pipe.num_classes
@@ -120,12 +121,15 @@ def main():
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pt",
             ).images
-            samples.append(batch * 2 - 1)
+            samples.append(batch.cpu() * 2 - 1)
         seconds = time.perf_counter() - start
         samples = torch.cat(samples)
         right = judge.predict(samples) == wanted
         low, high = wilson_interval(int(right.sum()), len(right))
-        features, real, training = judge.features(samples), judge.features(held_out), judge.features(images)
+        features, training = judge.features(samples), judge.features(images)
+        shuffled = torch.Generator().manual_seed(0)  # folders come sorted by class
+        real = judge.features(held_out)[torch.randperm(len(held_out), generator=shuffled)]
+        other = training[torch.randperm(len(training), generator=shuffled)]
         n = min(len(real), len(features))
         results.append(
             {
@@ -138,7 +142,7 @@ def main():
                 "label_accuracy_95": [low, high],
                 "worst_class": min(right[wanted == k].float().mean().item() for k in range(pipe.num_classes)),
                 "coverage": coverage(real[:n], features[:n]),
-                "coverage_of_real": coverage(real[:n], training[:n]),
+                "coverage_of_real": coverage(real[:n], other[:n]),
                 "nearest_neighbour_ratio": nearest_neighbour_ratio(features, real, training),
                 "images_per_second": args.num_samples / seconds,
             }

@@ -87,7 +87,9 @@ class FeatureLoss(nn.Module):
         loss = images.new_zeros(())
         states = [self._states(batch) for batch in (reconstruction, images)]
         for ours, theirs in zip(*states):
-            loss = loss + (F.normalize(ours, dim=1) - F.normalize(theirs, dim=1)).pow(2).sum(dim=1).mean()
+            channel = 1 if ours.ndim == 4 else -1  # (B, C, h, w) of a network with convolutions, (B, N, C) of a ViT
+            difference = F.normalize(ours, dim=channel) - F.normalize(theirs, dim=channel)
+            loss = loss + difference.pow(2).sum(dim=channel).mean()
         return loss / len(states[0])
 
     def _states(self, images):

@@ -58,15 +58,20 @@ class Codebook(nn.Module):
         self.replace(every, _as_vectors(latents), draws)
 
     @torch.no_grad()
-    def restart(self, draws: Draws, optimizer: torch.optim.Optimizer | None = None) -> int:
+    def restart(
+        self, draws: Draws, optimizer: torch.optim.Optimizer | None = None, average: torch.Tensor | None = None
+    ) -> int:
         """Restart the codes that were not chosen since the last reset from the last batch's encoder outputs.
 
-        The optimizer's moments of a restarted code are cleared. The number of restarted codes is returned.
+        The optimizer's moments of a restarted code are cleared, and it starts anew in the `average` `(n, C)` of the
+        codes too, where its dead place would linger. The number of restarted codes is returned.
         """
         dead = self.chosen() == 0
         count = int(dead.sum())
         if count and self.latents is not None:
             self.replace(dead, self.gather(self.latents), draws)
+            if average is not None:
+                average[dead] = self.vectors.data[dead].to(average)
             if optimizer is not None:
                 for moment in optimizer.state.get(self.vectors, {}).values():
                     if isinstance(moment, torch.Tensor) and moment.shape == self.vectors.shape:
@@ -75,7 +80,7 @@ class Codebook(nn.Module):
 
     def replace(self, chosen: torch.Tensor, latents: torch.Tensor, draws: Draws):
         """Put encoder outputs `(N, C)`, drawn at random, into the chosen `(n,)` codes, the same on all processes."""
-        order = draws.shared().uniform("codebook", (len(latents),))[0].to(latents.device).argsort()
+        order = draws.shared().uniform("codebook", (len(latents),))[0].to(latents.device).argsort(stable=True)
         places = torch.arange(int(chosen.sum()), device=order.device) % len(order)  # again from the start if too few
         self.vectors.data[chosen] = latents[order[places]].to(self.vectors.dtype)
 

@@ -66,7 +66,9 @@ class MachineArguments:
     """What the run is done with. The first stage of a latent diffusion shares these too."""
 
     seed: int = field(default=0, metadata={"help": "Everything that is drawn in training is a function of it."})
-    mixed_precision: Literal["no", "fp16", "bf16"] = field(default="no", metadata={"help": "Autocast to this type."})
+    mixed_precision: Optional[str] = field(
+        default=None, metadata={"help": "no, fp16 or bf16. Default: what `accelerate launch` was told, or no."}
+    )
     report_to: Optional[str] = field(
         default=None, metadata={"help": "tensorboard, wandb or another tracker of accelerate, besides metrics.jsonl."}
     )
@@ -108,6 +110,9 @@ class TrainingArguments(MachineArguments, DataArguments):
     checkpoints_total_limit: int = field(default=2, metadata={"help": "Older checkpoints are deleted."})
     sample_steps: Optional[list[int]] = field(default=None, metadata={"help": "Draw a sample grid after these steps."})
     sample_epochs: Optional[list[int]] = field(default=None, metadata={"help": "And after these epochs."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished pipeline with its card."})
+    hub_model_id: Optional[str] = field(default=None, metadata={"help": "Where to: USER/NAME."})
+    hub_private: bool = field(default=False, metadata={"help": "Make that repository private."})
 
 
 @dataclass
@@ -170,7 +175,8 @@ SCRIPTS = {
 _NOT_IN_RESULT = {"report_to", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps",
                   "sample_epochs", "image_memory_gb", "dataloader_num_workers"}  # fmt: skip
 # What belongs to one start of a script and not to the configuration.
-_OF_ONE_START = {"preset", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run"}
+_OF_ONE_START = {"preset", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub",
+                 "hub_model_id", "hub_private"}  # fmt: skip
 
 
 @dataclass
@@ -208,6 +214,7 @@ class Config:
         for name in shared:
             setattr(args, name, getattr(self.args, name))
         args.preset, args.output_dir, args.dry_run = self.args.preset, str(output_dir), self.args.dry_run
+        args.resume_from_checkpoint = None if self.args.resume_from_checkpoint is None else "latest"
         _validate(args)
         return Config("train_vqgan", args, {"vqvae": self.sections["vqvae"]})
 
@@ -343,11 +350,14 @@ def _validate(args: TrainingArguments):
         require(getattr(args, key) >= 1, key, "at least 1")
     for key in ("max_train_steps", "num_train_epochs", "checkpointing_steps", "max_train_samples"):
         require(getattr(args, key) is None or getattr(args, key) >= 1, key, "at least 1")
+    require(args.mixed_precision in ("no", "fp16", "bf16"), "mixed_precision", "no, fp16 or bf16")
     require(args.learning_rate > 0, "learning_rate", "positive")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     require(0 < args.validation_fraction < 1, "validation_fraction", "between 0 and 1")
     schedulers = ("linear", "cosine", "constant", "constant_with_warmup")
     require(args.lr_scheduler in schedulers, "lr_scheduler", f"one of {', '.join(schedulers)}")
+    if args.push_to_hub and not args.hub_model_id:
+        raise InputError("--push_to_hub needs --hub_model_id USER/NAME")
     if args.max_train_steps is None and args.num_train_epochs is None:
         raise InputError("give --max_train_steps or --num_train_epochs")
     if args.dataset_name is None and args.train_data_dir is None:
@@ -388,6 +398,8 @@ def _parse(script: str, argv: list[str]) -> TrainingArguments:
         known = [f"--{item.name}" for item in fields(SCRIPTS[script])]
         flag = unknown[0].split("=")[0]
         raise InputError(f"unknown flag {flag}{_nearest(flag, known)}; --help lists them")
+    if args.mixed_precision is None:
+        args.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return args
 
 

@@ -36,18 +36,21 @@ class Source:
 
 
 class ImageDataset:
-    """uint8 pictures with label sets, decoded once and kept in memory, or read lazily.
+    """uint8 pictures with label sets, decoded once and kept in memory, or read from their files each time.
 
     `dataset[indices]` gives `(images, labels)`: uint8 `(B, C, H, W)` and int64 `(B, T)`, padded with -1.
     """
 
-    def __init__(self, source: Source, decode: Callable[[Image.Image], np.ndarray], indices, skip_bad_images=False):
+    def __init__(self, source: Source, decode: Callable[[Image.Image], np.ndarray], indices):
         self.source, self.decode = source, decode
         self.indices = np.asarray(indices)
         self.labels = torch.from_numpy(source.labels[self.indices])  # (N, T)
         self.class_names = source.class_names
-        self.skip_bad_images = skip_bad_images
         self.images: torch.Tensor | None = None
+
+    @property
+    def reads_files(self) -> bool:
+        return self.images is None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -56,44 +59,45 @@ class ImageDataset:
         places = torch.as_tensor(indices)
         if self.images is not None:
             return self.images[places], self.labels[places]
-        arrays, places = zip(*(self._read(place) for place in places.tolist()))
-        return torch.from_numpy(np.stack(arrays)), self.labels[list(places)]
+        arrays = [read_image(self.source, int(self.indices[place]), self.decode) for place in places.tolist()]
+        return torch.from_numpy(np.stack(arrays)), self.labels[places]
 
     __getitems__ = __getitem__  # the name by which a DataLoader asks for a whole batch
 
-    def _read(self, place: int) -> tuple[np.ndarray, int]:
-        for _ in range(100):
-            try:
-                return read_image(self.source, int(self.indices[place]), self.decode), place
-            except InputError:
-                if not self.skip_bad_images:
-                    raise
-                place = (place + 1) % len(self)  # the next one stands in, with its own label
-        raise InputError(f"100 pictures in a row can't be read, from {self.source.name(int(self.indices[place]))} on")
+    def read_all(self, keep: bool, skip_bad_images: bool) -> int:
+        """Decode every picture once, so that a bad one is found before any work, and `keep` them in memory or not.
 
-    def load(self) -> int:
-        """Decode all pictures into memory; the number of unreadable ones that were skipped is returned.
+        Returns:
+            The number of unreadable pictures, which were left out.
 
         Raises:
             InputError: an unreadable picture, unless they are skipped.
         """
+        kept: np.ndarray | None = None
 
-        def read(index):
+        def read(place: int) -> bool:
             try:
-                return read_image(self.source, int(index), self.decode)
+                array = read_image(self.source, int(self.indices[place]), self.decode)
             except InputError:
-                if not self.skip_bad_images:
+                if not skip_bad_images:
                     raise
-                return None
+                return False
+            if kept is not None:
+                kept[place] = array
+            return True
 
+        if keep:
+            blank = self.decode(Image.new("L", (8, 8)))
+            kept = np.zeros((len(self), *blank.shape), dtype=np.uint8)
         with ThreadPoolExecutor() as pool:
-            arrays = list(pool.map(read, self.indices))
-        good = [place for place, array in enumerate(arrays) if array is not None]
-        if not good:
-            raise InputError(f"none of the {len(arrays)} pictures can be read")
-        self.images = torch.from_numpy(np.stack([arrays[place] for place in good]))
-        self.indices, self.labels = self.indices[good], self.labels[good]
-        return len(arrays) - len(good)
+            good = np.array(list(pool.map(read, range(len(self)))), dtype=bool)
+        if not good.any():
+            raise InputError(f"none of the {len(good)} pictures can be read, from {self.source.name(0)} on")
+        if not good.all():
+            self.indices, self.labels = self.indices[good], self.labels[good]
+            kept = None if kept is None else kept[good]
+        self.images = None if kept is None else torch.from_numpy(kept)
+        return int((~good).sum())
 
 
 @dataclass
@@ -152,13 +156,12 @@ def load_data(args) -> Data:
         train_indices = train_indices[np.sort(chosen)]
 
     decode = decoder(args.image_mode, image_size(args), args.center_crop)
-    train = ImageDataset(train_source, decode, train_indices, args.skip_bad_images)
-    validation = ImageDataset(validation_source, decode, validation_indices, args.skip_bad_images)
+    train = ImageDataset(train_source, decode, train_indices)
+    validation = ImageDataset(validation_source, decode, validation_indices)
     height, width = image_size(args)
     picture_bytes = height * width * image_channels(args)
-    skipped = 0
-    if (len(train) + len(validation)) * picture_bytes <= args.image_memory_gb * 2**30:
-        skipped = train.load() + validation.load()
+    keep = (len(train) + len(validation)) * picture_bytes <= args.image_memory_gb * 2**30
+    skipped = sum(dataset.read_all(keep, args.skip_bad_images) for dataset in (train, validation))
     check_classes(train, args)
     return Data(train, validation, skipped)
 
@@ -274,6 +277,14 @@ def from_image_folder(args, folder: Path) -> dict[str, Source]:
     splits = {name: path for name, path in splits.items() if path.is_dir()}
     if "train" not in splits:
         splits = {"train": folder}
+    else:
+        others = [path for path in sorted(folder.iterdir()) if _is_class_folder(path) and path.name not in splits]
+        classes = [path.name for path in others if _images_in(path)]
+        if classes:
+            raise InputError(
+                f"{folder} holds a folder train, which would be the training split, beside other folders with "
+                f"pictures ({_few(classes)}); if train is a class, rename it"
+            )
     class_names = [path.name for path in sorted(splits["train"].iterdir()) if _is_class_folder(path)]
     return {name: _image_folder_split(args, path, class_names) for name, path in splits.items()}
 

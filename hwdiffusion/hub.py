@@ -1,10 +1,10 @@
-"""The model card of a run, written into its folder."""
+"""The model card of a run, and its way to the Hub."""
 
 from pathlib import Path
 
 import yaml
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from hwdiffusion import __version__
 from hwdiffusion.config import Config
@@ -71,8 +71,9 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
     )
     settings = config.to_dict()
     flags = settings[config.script]
-    if flags["train_data_dir"] is not None:
-        flags["train_data_dir"] = Path(flags["train_data_dir"]).name  # a whole path would tell of a machine
+    for key in ("train_data_dir", "vqvae"):  # a whole path would tell of a machine
+        if flags.get(key) is not None and Path(flags[key]).exists():
+            flags[key] = Path(flags[key]).name
     card = _CARD.format(
         metadata=metadata.to_yaml(),
         title=output_dir.resolve().name,
@@ -90,3 +91,23 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         config=yaml.safe_dump(settings, sort_keys=False),
     )
     ModelCard(card).save(output_dir / "README.md")
+
+
+def push(run: Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
+    """Upload a run's pipeline, card and samples, without checkpoints, to the Hub; the address is returned.
+
+    Args:
+        run: a run folder.
+        repo_id: `USER/NAME`; made if it isn't there.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    card = (run / "README.md").read_text(encoding="utf-8")
+    own_name = f'from_pretrained("{run.resolve().name}"'
+    (run / "README.md").write_text(card.replace(own_name, f'from_pretrained("{repo_id}"'), encoding="utf-8")
+    files = ["model_index.json", "pipeline_*.py", "README.md", "samples.png", "loss.png", "config.yaml"]
+    folders = ["unet/*", "scheduler/*", "vqvae/*"]
+    api.upload_folder(
+        repo_id=repo_id, folder_path=run, allow_patterns=files + folders, commit_message="Upload pipeline"
+    )
+    return f"{api.endpoint}/{repo_id}"

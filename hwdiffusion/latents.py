@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from diffusers import VQModel
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -41,18 +41,16 @@ def encode(vqvae: VQModel, dataset: ImageDataset, flips: bool, batch_size: int =
     """Latents of all pictures, float32 `(N, F, C, h, w)`, on the CPU; the processes share the work."""
     processes = PartialState()
     rank, world_size = processes.process_index, processes.num_processes
-    # Every process gets as many whole batches, so that the gathering lines up; the surplus is cut off at the end.
-    share = -(-len(dataset) // (batch_size * world_size)) * batch_size
     batches = []
-    for start in tqdm(range(0, share, batch_size), desc="encoding", disable=rank > 0, leave=False):
-        places = [min(rank * share + start + offset, len(dataset) - 1) for offset in range(batch_size)]
+    for start in tqdm(range(0, len(dataset), batch_size * world_size), desc="encoding", disable=rank > 0, leave=False):
+        # every process has a whole batch, so that the gathering lines up; the surplus is cut off at the end
+        first = start + rank * batch_size
+        places = [min(first + offset, len(dataset) - 1) for offset in range(batch_size)]
         images = to_model_range(dataset[places][0].to(vqvae.device))
         views = [images, images.flip(-1)] if flips else [images]
-        batches.append(torch.stack([vqvae.encode(view).latents for view in views], dim=1).float())  # (B, F, C, h, w)
-    latents = torch.cat(batches)
-    if world_size > 1:
-        latents = gather(latents)
-    return latents[: len(dataset)].cpu()
+        latents = torch.stack([vqvae.encode(view).latents for view in views], dim=1).float()  # (B, F, C, h, w)
+        batches.append((gather(latents) if world_size > 1 else latents).cpu())
+    return torch.cat(batches)[: len(dataset)]
 
 
 def cached_latents(vqvae: VQModel, dataset: ImageDataset, flips: bool, path: Path) -> LatentDataset:
@@ -64,8 +62,7 @@ def cached_latents(vqvae: VQModel, dataset: ImageDataset, flips: bool, path: Pat
             if (file.metadata() or {}).get("key") == key:
                 latents = file.get_tensor("latents")
     processes = PartialState()
-    processes.wait_for_everyone()  # all have looked before one of them writes
-    if latents is None:
+    if not all(gather_object([latents is not None])):  # all or none: encoding is done together
         latents = encode(vqvae, dataset, flips)
         if processes.is_main_process:
             part = path.with_name(path.name + ".part")
@@ -90,7 +87,7 @@ def _fingerprint(vqvae: VQModel, dataset: ImageDataset, flips: bool) -> str:
 
 def measure_scaling_factor(latents: torch.Tensor) -> float:
     """1 / standard deviation of all latents, so that scaled ones have unit variance (Rombach et al. 2022, app. G)."""
-    return 1.0 / latents.double().std().item()
+    return 1.0 / latents.cpu().double().std().item()
 
 
 def centred(vqvae: VQModel, latents: torch.Tensor) -> VQModel:
@@ -106,7 +103,8 @@ def centred(vqvae: VQModel, latents: torch.Tensor) -> VQModel:
     # not deep-copied: in training the model carries hooks that hold on to much more
     copied = VQModel.from_config(vqvae.config).to(vqvae.device)
     copied.load_state_dict(vqvae.state_dict())
-    mean = latents.double().mean(dim=(0, 1, 3, 4), keepdim=True)
+    latents = latents.cpu().double()
+    mean = latents.mean(dim=(0, 1, 3, 4), keepdim=True)
     if copied.config.norm_type == "spatial":  # its decoder also takes the codes themselves, which must not move
         mean = torch.zeros_like(mean)
     copied.register_to_config(scaling_factor=measure_scaling_factor(latents - mean))

@@ -93,8 +93,9 @@ def build_noise_scheduler(section: dict, latent: bool) -> DDPMScheduler:
 
 def sampling_scheduler(noise_scheduler: DDPMScheduler) -> SchedulerMixin:
     """The DDIM scheduler that a trained pipeline is saved with."""
+    # at zero terminal SNR the last timestep must be visited, which only this spacing does
     spacing = {"timestep_spacing": "trailing"} if noise_scheduler.config.rescale_betas_zero_snr else {}
-    return DDIMScheduler.from_config(noise_scheduler.config, **({"timestep_spacing": "leading"} | spacing))
+    return DDIMScheduler.from_config(noise_scheduler.config, **spacing)
 
 
 def load_vqvae(path: str, channels: int, size: tuple[int, int]) -> VQModel:

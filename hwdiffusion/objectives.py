@@ -14,15 +14,15 @@ def draw_timesteps(draws: Draws, num_train_timesteps: int, sampling: str, step_s
     """Timesteps `(B,)`, int64 in [0, T).
 
     With `sampling="stratified"` sample i of a step's n samples falls into the i-th of n equal parts of [0, T), so that
-    every step sees the whole schedule and the loss is less noisy (Kingma et al. 2021, appendix I.1); each is still
-    uniform over a run. With `"uniform"` they are independent.
+    every step sees the whole schedule and the loss is less noisy (as Kingma et al. 2021, appendix I.1, but jittered
+    independently); each is still uniform over a run. With `"uniform"` they are independent.
 
     Args:
         step_size: n, the samples of a step over all processes and micro-batches.
     """
     unit = draws.uniform("timestep")  # (B,)
     if sampling == "stratified":
-        unit = (draws.samples.double() + unit) / step_size
+        unit = (draws.samples + unit) / step_size
     return (unit * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 

@@ -2,7 +2,7 @@
 
 It knows no loss. A script adds its models, then iterates over `batches`; what is around a step happens in there:
 
-    trainer = Trainer(config)
+    trainer = Trainer(config, len(dataset))
     unet = trainer.add_model("unet", unet, learning_rate=1e-3)
     for batch in trainer.batches(dataset, save=..., preview=...):
         loss = ...
@@ -25,19 +25,19 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, is_bf16_available, parse_flag_from_env
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from hwdiffusion import InputError, figures
-from hwdiffusion.config import Config
+from hwdiffusion.config import SCRIPTS, Config
 from hwdiffusion.randomness import BatchOrder, Draws
 
 
 CHECKPOINT = "checkpoint-"
 STATE_FILE = "training_state.pt"
-RUN_FILES = ("config.yaml", "metrics.jsonl", "loss.png", "samples.png", "samples", "logs", "hwdiffusion", "README.md",
+RUN_FILES = ("config.yaml", "metrics.jsonl", "loss.png", "samples.png", "samples", "hwdiffusion", "README.md",
              f"{CHECKPOINT}*", "latents.safetensors*", "first-stage", "model_index.json", "pipeline_*.py", "unet",
              "vqvae", "scheduler", "config.json", "diffusion_pytorch_model*")  # fmt: skip
 DRY_RUN_STEPS = 6
@@ -72,6 +72,16 @@ def check_run(config: Config):
         InputError: the folder holds something else, or a run with other settings; the tracker isn't installed.
     """
     folder, args = Path(config.args.output_dir), config.args
+    launched, processes = int(os.environ.get("WORLD_SIZE", 1)), _processes()
+    if launched != processes.num_processes:
+        raise InputError(
+            f"{launched} processes were launched, but they don't know of each other; on CPUs launch with "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
+        )
+    if args.mixed_precision == "fp16" and processes.device.type == "cpu":
+        raise InputError("--mixed_precision fp16 needs a GPU; use no or bf16")
+    if args.mixed_precision == "bf16" and not is_bf16_available():
+        raise InputError("--mixed_precision bf16 is not supported by this device; use no or fp16")
     trackers = sorted(tracker.value for tracker in get_available_trackers())
     if args.report_to is not None and args.report_to not in trackers:
         raise InputError(
@@ -80,15 +90,23 @@ def check_run(config: Config):
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; name a folder")
-    if args.resume_from_checkpoint is not None and _checkpoint_to_resume(args) is None:
+    if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
+        raise InputError("--overwrite_output_dir deletes what --resume_from_checkpoint asks for; give one of them")
+    if args.resume_from_checkpoint not in (None, "latest") and _checkpoint_to_resume(args) is None:
         raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint of this run")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not (folder / "config.yaml").is_file():
+    if folder.is_dir() and any(folder.iterdir()):
+        _check_same_run(folder, config)
+    processes.wait_for_everyone()  # all have looked before one of them writes
+
+
+def _check_same_run(folder: Path, config: Config):
+    args, saved = config.args, {}
+    if (folder / "config.yaml").is_file():
+        saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(saved, dict) or saved.get("script") not in SCRIPTS:
         raise InputError(f"--output_dir {folder} is not empty and not a run folder; name a new folder")
     if args.overwrite_output_dir:
         return
-    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     if saved.get("script") != config.script:
         raise InputError(
             f"--output_dir {folder} holds a run of {saved.get('script')}; name another folder, or give "
@@ -106,9 +124,7 @@ def prepare_output_dir(config: Config):
     """Make the run folder and write the configuration into it; with --overwrite_output_dir delete the run there."""
     if config.args.dry_run:
         return
-    # told of the CPU here, because the first state that is made decides for all
-    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    folder = Path(config.args.output_dir)
+    folder, processes = Path(config.args.output_dir), _processes()
     if processes.is_main_process:
         if config.args.overwrite_output_dir:
             _delete_run(folder)
@@ -117,6 +133,12 @@ def prepare_output_dir(config: Config):
             shutil.rmtree(unfinished)
         config.save(folder / "config.yaml")
     processes.wait_for_everyone()
+
+
+def _processes() -> PartialState:
+    # Told of the CPU, because the first state that is made decides for all: without it, processes that were launched
+    # on CPUs would not know of each other, and each would train alone.
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -149,6 +171,26 @@ def _sync_to_disk(folder: Path):
             os.close(descriptor)
 
 
+def _as_it_is(batch):
+    return batch
+
+
+def _load_part(part: _Part, model: torch.nn.Module, saved: dict):
+    """Load a model with its optimizer, schedule and average, but keep the settings that the run has now."""
+    model.load_state_dict(saved["model"])
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in part.optimizer.param_groups]
+    part.optimizer.load_state_dict(saved["optimizer"])
+    base_lrs = part.lr_scheduler.base_lrs
+    part.lr_scheduler.load_state_dict({**saved["lr_scheduler"], "base_lrs": base_lrs})
+    lambdas = part.lr_scheduler.lr_lambdas
+    for group, now, base_lr, factor in zip(part.optimizer.param_groups, settings, base_lrs, lambdas):
+        group.update(now, lr=base_lr * factor(part.lr_scheduler.last_epoch))
+    if part.ema is not None and saved["ema"] is not None:
+        now = {key: getattr(part.ema, key) for key in ("decay", "power", "inv_gamma", "use_ema_warmup")}
+        part.ema.load_state_dict({**saved["ema"], **now})
+        part.ema.to(next(model.parameters()).device)
+
+
 def _use_all_cores(accelerator: Accelerator):
     # `accelerate launch` gives a process on a CPU one thread unless told otherwise, which halves the speed or worse.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -169,9 +211,6 @@ class Trainer:
     Args:
         config: the script's configuration.
         epoch_size: the number of samples of an epoch.
-
-    Raises:
-        InputError: several processes were launched that don't know of each other.
     """
 
     def __init__(self, config: Config, epoch_size: int):
@@ -184,15 +223,10 @@ class Trainer:
             project_dir=str(self.output_dir),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        launched = int(os.environ.get("WORLD_SIZE", 1))
-        if launched != self.accelerator.num_processes:
-            raise InputError(
-                f"{launched} processes were launched, but they don't know of each other; on CPUs launch with "
-                "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
-            )
         self.device = self.accelerator.device
         _use_all_cores(self.accelerator)
         self.step = 0  # optimizer steps done
+        self.epoch_size = epoch_size
         self.step_size = (
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         )
@@ -254,6 +288,14 @@ class Trainer:
         """Register a module without optimizer whose buffers belong into checkpoints; each process keeps its own."""
         self._states[name] = module.to(self.device)
 
+    def average(self, name: str, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """What is kept as the average of a parameter, if anything is."""
+        part = self._parts[name]
+        if part.ema is None:
+            return None
+        pairs = zip(part.model.parameters(), part.ema.shadow_params)
+        return next(average for own, average in pairs if own is parameter)
+
     def unwrap(self, name: str) -> torch.nn.Module:
         return self.accelerator.unwrap_model(self._parts[name].model)
 
@@ -284,7 +326,9 @@ class Trainer:
         part = self._parts[name]
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(part.model.parameters(), self.args.max_grad_norm)
+            # of this optimizer only: another model's micro-batches may not be complete yet
+            self.accelerator.unscale_gradients(part.optimizer)
+            torch.nn.utils.clip_grad_norm_(part.model.parameters(), self.args.max_grad_norm)
         part.optimizer.step()
         if self.accelerator.sync_gradients:
             part.lr_scheduler.step()
@@ -332,13 +376,15 @@ class Trainer:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        lazily = getattr(dataset, "images", True) is None
+        workers = self.args.dataloader_num_workers if getattr(dataset, "reads_files", False) else 0
+        if torch.multiprocessing.get_start_method() != "fork":
+            workers = 0  # sources are closures, which another process can only inherit
         loader = iter(
             torch.utils.data.DataLoader(
                 dataset,
                 batch_sampler=order,
-                collate_fn=lambda batch: batch,
-                num_workers=self.args.dataloader_num_workers if lazily else 0,
+                collate_fn=_as_it_is,
+                num_workers=workers,
                 pin_memory=self.device.type == "cuda",
             )
         )
@@ -358,10 +404,15 @@ class Trainer:
         models = [part.model for part in self._parts.values()]
         started = []
         while self.step < self.max_steps:
+            if self.args.dry_run and self.device.type == "cuda":
+                torch.cuda.synchronize()
             started.append(time.perf_counter())
             for micro_batch in range(self.args.gradient_accumulation_steps):
                 data = [tensor.to(self.device, non_blocking=True) for tensor in next(loader)]
                 places = torch.from_numpy(order.places(micro_batch)).to(self.device)
+                # for what draws by itself, dropout: it too must not depend on the run's history
+                coordinates = [self.args.seed, self.step, micro_batch, self.accelerator.process_index]
+                torch.manual_seed(int(np.random.SeedSequence(coordinates).generate_state(1, np.uint64)[0] >> 1))
                 with self.accelerator.accumulate(*models):
                     yield Batch(data, Draws(self.args.seed, self.step, places), self.step)
             self._finish_step(progress, save, preview)
@@ -468,7 +519,10 @@ class Trainer:
             with self.averaged_weights():
                 save(part)
             state = {
+                "script": self.config.script,
                 "step": self.step,
+                "step_size": self.step_size,
+                "epoch_size": self.epoch_size,
                 "parts": {
                     name: {
                         "model": self.unwrap(name).state_dict(),
@@ -498,14 +552,13 @@ class Trainer:
             return
         # weights_only: nothing but tensors and plain values is unpickled
         state = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
+        self._check_fits(checkpoint, state)
         for name, part in self._parts.items():
-            saved = state["parts"][name]
-            self.unwrap(name).load_state_dict(saved["model"])
-            part.optimizer.load_state_dict(saved["optimizer"])
-            part.lr_scheduler.load_state_dict(saved["lr_scheduler"])
-            if part.ema is not None and saved["ema"] is not None:
-                part.ema.load_state_dict(saved["ema"])
-                part.ema.to(self.device)
+            try:
+                _load_part(part, self.unwrap(name), state["parts"][name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise InputError(f"{checkpoint} is of another model than this run's {name}: {reason}") from error
         for name, module in self._states.items():
             share = 1 if self.is_main_process else 0  # sums over processes: the first one carries them on
             module.load_state_dict({key: tensor * share for key, tensor in state["states"][name].items()})
@@ -513,6 +566,21 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self._truncate_metrics()
+        if self.is_main_process:
+            for later in find_checkpoints(self.output_dir):
+                if int(later.name.removeprefix(CHECKPOINT)) > self.step:
+                    shutil.rmtree(later)  # of a course that the run has left
+        self.accelerator.wait_for_everyone()
+
+    def _check_fits(self, checkpoint: Path, state: dict):
+        if state["script"] != self.config.script:
+            raise InputError(f"{checkpoint} is a checkpoint of {state['script']}, not of {self.config.script}")
+        for key, what in (("step_size", "pictures a step over all processes"), ("epoch_size", "training pictures")):
+            if state[key] != getattr(self, key) and self.args.resume_from_checkpoint is None:
+                raise InputError(
+                    f"{checkpoint} was made with {state[key]} {what}, but now there are {getattr(self, key)}; start "
+                    "it as before, or give --resume_from_checkpoint latest to go on all the same"
+                )
 
     def _truncate_metrics(self):
         # An interrupted run may have logged steps that are about to be done again.

@@ -2,7 +2,7 @@
 
 This file is the whole pipeline. Every repository that it saves carries a copy of it beside `model_index.json`, so that
 `DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)` works where nothing but diffusers is installed. It
-therefore imports torch, numpy, PIL and diffusers only.
+therefore imports torch, numpy, diffusers and what diffusers depends on, and nothing else.
 
 It also owns the one encoding of labels (`label_ids`, `label_tokens`, `unet_conditioning`) that training imports, so
 that training and sampling can't disagree about what a label is.
@@ -25,6 +25,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UN
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import replace_example_docstring
+from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import create_repo
 
@@ -33,6 +34,14 @@ NULL_LABEL = -1  # the id that pads a set of labels; its token is all zeros
 
 # A step of these draws noise from the global state, so a picture could not belong to its generator.
 SCHEDULERS_WITHOUT_GENERATOR = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+# These keep the name of a prediction type and mean another parametrisation, or another task, by it.
+SCHEDULERS_OF_OTHER_MODELS = (
+    "CMStochasticIterativeScheduler",
+    "DDIMInverseScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
+)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -219,12 +228,21 @@ class ClassConditionalPipeline(DiffusionPipeline):
         num_classes = num_label_classes(unet.config) if unet is not None else 0
         if not id2label:
             id2label = {index: str(index) for index in range(num_classes)}
-        id2label = {int(index): str(name) for index, name in id2label.items()}  # JSON makes int keys strings
+        # JSON makes int keys strings, and sorts them as such
+        id2label = {int(index): str(name) for index, name in sorted(id2label.items(), key=lambda item: int(item[0]))}
+        if len(set(id2label.values())) < len(id2label):
+            raise ValueError("id2label must give every id a name of its own")
         if unet is not None and sorted(id2label) != list(range(num_classes)):
             raise ValueError(
                 f"id2label must name the ids 0 to {num_classes - 1} of the UNet's {num_classes} classes, "
                 f"not {sorted(id2label)}"
             )
+        if unet is not None and vqvae is not None:
+            channels = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
+            if unet.config.in_channels != channels:
+                raise ValueError(
+                    f"the UNet works on {unet.config.in_channels} channels, but the VQModel's latents have {channels}"
+                )
         self.register_to_config(
             id2label=id2label,
             prediction_type=prediction_type,
@@ -238,7 +256,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     # -- persistence: a saved folder carries this file and names it ---------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ):
         """Save the components and this source file, so that the folder loads with or without this package.
 
         Takes the arguments of [`DiffusionPipeline.save_pretrained`]. With `push_to_hub=True` the folder is uploaded
@@ -246,7 +272,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """
         hub = {key: kwargs.pop(key, None) for key in ("repo_id", "commit_message", "private", "create_pr", "token")}
         save_directory = Path(save_directory)
-        super().save_pretrained(str(save_directory), **kwargs)
+        super().save_pretrained(str(save_directory), safe_serialization, variant, max_shard_size, **kwargs)
 
         source = Path(inspect.getsourcefile(type(self)))
         # All local remote code shares one module namespace, so the name is unique to the content.
@@ -265,6 +291,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if push_to_hub:
             repo_id = hub["repo_id"] or save_directory.name
             repo_id = create_repo(repo_id, exist_ok=True, private=hub["private"], token=hub["token"]).repo_id
+            if not (save_directory / "README.md").is_file():
+                card = load_or_create_model_card(repo_id, token=hub["token"], is_pipeline=True)
+                populate_model_card(card).save(save_directory / "README.md")
             self._upload_folder(
                 str(save_directory),
                 repo_id,
@@ -350,6 +379,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         guidance_scale,
         guidance_interval,
         guidance_rescale,
+        eta,
         generator,
         latents,
         output_type,
@@ -365,6 +395,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         name = type(self.scheduler).__name__
         if name in SCHEDULERS_WITHOUT_GENERATOR:
             raise ValueError(f"{name} takes no generator, so a picture could not belong to its seed; use another one")
+        if name in SCHEDULERS_OF_OTHER_MODELS or self.scheduler.config.get("use_flow_sigmas"):
+            raise ValueError(
+                f"{name}, as it is configured, is for models of another kind than this one; use another one"
+            )
         predicts = self.scheduler.config.get("prediction_type")
         if predicts != self.config.prediction_type:
             raise ValueError(
@@ -382,17 +416,20 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 raise ValueError(f"timesteps must be a strictly descending sequence, not {timesteps}")
             if timesteps[0] >= num_train_timesteps or timesteps[-1] < 0:
                 raise ValueError(f"timesteps must lie in 0 to {num_train_timesteps - 1}, not {timesteps}")
-        elif not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= num_train_timesteps:
+        elif (
+            not isinstance(num_inference_steps, numbers.Integral)
+            or not 1 <= num_inference_steps <= num_train_timesteps
+        ):
             raise ValueError(
                 f"num_inference_steps must be a whole number from 1 to {num_train_timesteps}, "
                 f"not {num_inference_steps!r}"
             )
         elif (
-            name in ("DDIMScheduler", "DDPMScheduler")
+            name in ("DDIMScheduler", "DDIMParallelScheduler")
             and self.scheduler.config.timestep_spacing == "trailing"
             and num_train_timesteps % num_inference_steps
         ):
-            # These two find the previous timestep by integer division, which is wrong here.
+            # DDIM finds the previous timestep by integer division, which is wrong here.
             raise ValueError(
                 f"{name} with timestep_spacing='trailing' needs a number of steps that divides {num_train_timesteps}, "
                 f"which {num_inference_steps} doesn't; use timestep_spacing='leading' or another number"
@@ -405,12 +442,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )
         if guidance_scale > 1 and not self.num_classes:
             raise ValueError(f"guidance_scale={guidance_scale} needs labels, but this model is unconditional")
+        if not isinstance(guidance_interval, (tuple, list)) or len(guidance_interval) != 2:
+            raise ValueError(f"guidance_interval must be a pair (start, stop), not {guidance_interval!r}")
         start, stop = guidance_interval
         if not 0.0 <= start <= stop <= 1.0:
             raise ValueError(f"guidance_interval must be (start, stop), 0 <= start <= stop <= 1, not {(start, stop)}")
         if not 0.0 <= guidance_rescale <= 1.0:
             raise ValueError(f"guidance_rescale must lie in [0, 1], not {guidance_rescale}")
 
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"eta must lie in [0, 1], not {eta}")
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"generator is a list of {len(generator)}, but {num_images} pictures are asked for")
         shape = (num_images, *self._latent_shape())
@@ -452,8 +493,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """Latents as the UNet knows them to pictures `(B, C, H, W)` in about [-1, 1]."""
         if self.vqvae is None:
             return latents
-        latents = latents.to(self.vqvae.dtype) / self.vqvae.config.scaling_factor
-        return self.vqvae.decode(latents).sample
+        latents = latents / self.vqvae.config.scaling_factor
+        # The nearest code is found in float32: half precision would choose another for one latent in ten.
+        codes, dtype = self.vqvae.quantize.embedding.weight.to(latents.device), self.vqvae.dtype
+        if dtype == torch.float32:
+            return self.vqvae.decode(latents.float()).sample
+        flat = latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])  # (B·h·w, C)
+        nearest = torch.cdist(flat, codes.float()).argmin(dim=1)
+        quantized = codes[nearest].view(len(latents), *latents.shape[2:], -1).permute(0, 3, 1, 2)  # (B, C, h, w)
+        return self.vqvae.decode(quantized.to(dtype), force_not_quantize=True).sample
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -525,6 +573,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             guidance_scale = self.config.default_guidance_scale
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
+        if isinstance(generator, tuple):
+            generator = list(generator)
         batch_size = 1 if tokens is None else tokens.shape[0]
         self.check_inputs(
             batch_size,
@@ -534,6 +584,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             guidance_scale,
             guidance_interval,
             guidance_rescale,
+            eta,
             generator,
             latents,
             output_type,
@@ -545,7 +596,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         # 2. Labels, with and without the unconditional half
         conditioning = self._conditioning(tokens, num_images_per_prompt, device, dtype)
-        if self.do_classifier_free_guidance:
+        if self.config.has_null_label:  # also where guidance is off now: a callback may turn it on
             null_and_label = torch.cat([torch.zeros_like(tokens), tokens])
             guided_conditioning = self._conditioning(null_and_label, num_images_per_prompt, device, dtype)
 

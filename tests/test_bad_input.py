@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECTION, TINY_UNET, TINY_VQVAE, TOKENS
+from conftest import TINY_UNET, TINY_VQVAE, TOKENS
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -73,6 +73,29 @@ def test_a_truncated_picture_is_named(script, fails, folder):
     (folder / "cat" / "0.png").write_bytes(whole[: len(whole) // 2])
     said = fails(script, "--train_data_dir", folder)
     assert str(folder / "cat" / "0.png") in said and "--skip_bad_images" in said
+
+
+@every_script
+def test_a_bad_picture_among_lazily_read_ones(script, fails, folder):
+    (folder / "dog" / "1.png").write_bytes(b"no picture")
+    assert str(folder / "dog" / "1.png") in fails(script, "--train_data_dir", folder, "--image_memory_gb", "0")
+
+
+def test_a_class_named_train(fails, folder):
+    (folder / "cat").rename(folder / "train")
+    assert "if train is a class, rename it" in fails("train_ddpm", "--train_data_dir", folder)
+
+
+@every_script
+def test_a_precision_that_the_device_does_not_have(script, fails):
+    if not torch.cuda.is_available():
+        assert "fp16 needs a GPU" in fails(script, "--mixed_precision", "fp16")
+    assert "no, fp16 or bf16" in fails(script, "--mixed_precision", "int8")
+
+
+def test_contradicting_flags(fails):
+    assert "give one of them" in fails("train_ddpm", "--overwrite_output_dir", "--resume_from_checkpoint", "latest")
+    assert "--hub_model_id" in fails("train_ddpm", "--push_to_hub")
 
 
 def test_bad_pictures_are_skipped_and_counted_on_demand(folder, tmp_path, capsys):
@@ -171,8 +194,11 @@ def test_an_output_folder_that_holds_something_else(script, fails, tmp_path):
     (output / "thesis.tex").write_text("precious")
     assert "is not empty and not a run folder" in fails(script)
     assert "is not empty and not a run folder" in fails(script, "--overwrite_output_dir")
-    (output / "config.yaml").write_text("script: train_wgan\n")
-    assert "holds a run of train_wgan" in fails(script)
+    (output / "config.yaml").write_text("name: my other project\n")
+    assert "is not empty and not a run folder" in fails(script, "--overwrite_output_dir")
+    other = "train_ddpm" if script == "train_vqgan" else "train_vqgan"
+    (output / "config.yaml").write_text(f"script: {other}\n")
+    assert f"holds a run of {other}" in fails(script)
     assert (output / "thesis.tex").read_text() == "precious"
 
 
@@ -189,9 +215,3 @@ def test_a_noise_schedule_that_cannot_be_trained(script, fails):
     assert "needs prediction_type v_prediction" in fails(script, preset={"noise_scheduler": zero_snr})
     said = fails(script, "--noise_scheduler.prediction_type", "flow")
     assert "must be one of epsilon, sample, v_prediction" in said
-
-
-def test_the_tiny_sections_are_what_these_tests_think():
-    """A guard: if the tiny preset were itself refused, every test above would pass for the wrong reason."""
-    assert TINY_PRESET["unet"] == {**TINY_UNET, **PROJECTION}
-    assert isinstance(build_vqvae(TINY_VQVAE, 1, (16, 16)), torch.nn.Module)

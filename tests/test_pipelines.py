@@ -16,6 +16,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -421,3 +422,59 @@ def test_components_make_a_second_pipeline():
     twin = ClassConditionalPipeline(**pipe.components, **{k: pipe.config[k] for k in ("prediction_type", "id2label")})
     assert twin.unet is pipe.unet and twin.id2label == NAMES
     assert ClassConditionalPipeline.from_pipe(pipe).config.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_chooses_the_codes_of_full_precision(dtype):
+    pipe = make_pipeline("latent")
+    latents = torch.randn(4, 2, 8, 8)
+    chosen = []
+    pipe.vqvae.post_quant_conv.register_forward_pre_hook(lambda module, inputs: chosen.append(inputs[0].float()))
+    pipe.vqvae.quantize.embedding.weight.data = torch.randn(32, 2).to(dtype).float()  # codes that both can hold
+    with torch.no_grad():
+        pipe.decode_latents(latents)
+        pipe.vqvae.to(dtype)
+        pipe.decode_latents(latents)
+    torch.testing.assert_close(chosen[1], chosen[0], rtol=1e-2, atol=1e-2)
+
+
+def test_the_whole_pipeline_runs_in_bfloat16():
+    pipe = make_pipeline("latent").to(torch.bfloat16)
+    assert pipe(labels=[1], guidance_scale=2.0, output_type="pt").images.dtype == torch.bfloat16
+
+
+def test_a_callback_may_turn_guidance_on():
+    pipe = make_pipeline()
+
+    def callback(pipeline, index, timestep, tensors):
+        pipeline._guidance_scale = 3.0
+        return tensors
+
+    noise = torch.randn(1, 2, 8, 8)
+    run = lambda **kwargs: pipe(labels=[1], latents=noise, output_type="latent", **kwargs).images  # noqa: E731
+    late = run(guidance_scale=1.0, callback_on_step_end=callback)
+    torch.testing.assert_close(late, run(guidance_scale=3.0, guidance_interval=(0.1, 1.0)))
+
+
+def test_many_names_keep_their_order_through_json(tmp_path):
+    names = {index: f"class {index}" for index in range(12)}
+    unet = build_unet({**TINY_UNET, **PROJECTION}, (1, 8, 8), 12)
+    ClassConditionalPipeline(unet, DDIMScheduler(), id2label=names).save_pretrained(tmp_path)
+    assert list(ClassConditionalPipeline.from_pretrained(tmp_path).id2label.items()) == list(names.items())
+
+
+def test_components_that_do_not_fit_are_refused():
+    pipe = make_pipeline("latent")
+    with pytest.raises(ValueError, match="UNet works on 1 channels, but the VQModel's latents have 2"):
+        ClassConditionalPipeline(make_pipeline("pixel").unet, pipe.scheduler, vqvae=pipe.vqvae)
+    with pytest.raises(ValueError, match="must name the ids 0 to 2"):
+        ClassConditionalPipeline(pipe.unet, pipe.scheduler, id2label={0: "cat"})
+    with pytest.raises(ValueError, match="name of its own"):
+        ClassConditionalPipeline(pipe.unet, pipe.scheduler, id2label={0: "cat", 1: "cat", 2: "dog"})
+
+
+def test_schedulers_of_other_kinds_of_models_are_refused():
+    pipe = make_pipeline()
+    pipe.scheduler = EDMEulerScheduler(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="models of another kind"):
+        pipe(labels=[0])

@@ -176,6 +176,7 @@ def test_a_dry_run_reports_and_writes_nothing(preset, tmp_path, capsys):
 def test_a_killed_run_ends_bit_identical_to_an_unbroken_one(script, preset, tmp_path):
     """SIGKILL after a checkpoint in the middle of an epoch (100 pictures, 16 a step), then the same command again."""
     options = ["--preset", preset, "--gradient_accumulation_steps", "2"]
+    options += ["--unet.dropout", "0.1"] if script == "train_ddpm" else []
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     kill_once_it_has(broken / "checkpoint-8", command(script, *options, "--output_dir", broken))
     assert not (broken / "model_index.json").exists() or script == "train_vqgan"
@@ -207,6 +208,85 @@ def test_a_finished_run_started_again_changes_nothing(preset, tmp_path):
     assert {path: path.read_bytes() for path in files} == before
 
 
+def test_going_back_to_an_older_checkpoint_leaves_the_abandoned_course(preset, tmp_path):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--checkpoints_total_limit", "9", "--max_train_steps"]
+    assert train_ddpm.main([*argv, "12"]) == 0
+    argv = [*argv, "8", "--resume_from_checkpoint"]
+    assert train_ddpm.main([*argv, str(run / "checkpoint-4")]) == 0
+    assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == list(range(1, 9))
+
+
+def test_a_checkpoint_of_another_batch_script_or_model_is_refused(preset, tmp_path, capsys):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "4"]
+    assert train_ddpm.main(argv) == 0
+    state_file = tmp_path / "run" / "checkpoint-4" / STATE_FILE
+    state = torch.load(state_file, weights_only=True)
+    torch.save({**state, "step_size": 32}, state_file)  # as two processes leave it
+    assert train_ddpm.main(argv) == 2
+    assert "32 pictures a step over all processes, but now there are 16" in capsys.readouterr().err
+    torch.save(state, state_file)
+    checkpoint = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4")]
+    other = ["--preset", preset, "--output_dir", str(tmp_path / "other"), "--max_train_steps", "4", *checkpoint]
+    assert train_vqgan.main(other) == 2
+    assert "is a checkpoint of train_ddpm, not of train_vqgan" in capsys.readouterr().err
+    assert train_ddpm.main([*other, "--unet.block_out_channels", "[16, 16]"]) == 2
+    assert "is of another model than this run's unet" in capsys.readouterr().err
+
+
+def test_latest_on_a_new_folder_starts_a_run(preset, tmp_path):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2"]
+    assert train_ddpm.main([*argv, "--resume_from_checkpoint", "latest"]) == 0
+
+
+def test_pictures_read_lazily_by_workers_train_as_those_in_memory(tmp_path):
+    for index in range(30):
+        path = tmp_path / "pictures" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (16, 16), dtype=np.uint8)).save(path)
+    preset = write_preset(tmp_path / "p.yaml", {**TINY_PRESET, "max_train_steps": 4})
+    for name, gigabytes in (("memory", "1"), ("lazy", "0")):
+        argv = ["--preset", preset, "--train_data_dir", str(tmp_path / "pictures"), "--image_memory_gb", gigabytes]
+        assert train_ddpm.main([*argv, "--output_dir", str(tmp_path / name)]) == 0
+    assert_identical(final_state(tmp_path / "lazy"), final_state(tmp_path / "memory"))
+
+
+def test_bfloat16_trains_in_both_stages(preset, tmp_path):
+    """In a process of its own: a process has one precision."""
+    steps = ["--max_train_steps", "8", "--train_vqgan.max_train_steps", "8"]
+    argv = command("train_ldm", "--preset", preset, "--output_dir", tmp_path / "run", *steps)
+    done = subprocess.run([*argv, "--mixed_precision", "bf16"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(np.isfinite(line["loss"]) for line in read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "run")
+    assert pipe.unet.dtype == torch.float32 and len(pipe(labels=[1]).images) == 1
+
+
+def test_the_card_tells_how_to_load_the_pipeline_and_no_path(preset, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from huggingface_hub import HfApi, ModelCard
+
+    uploads = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: uploads.append(options))
+    run, vqvae = tmp_path / "run", tmp_path / "vq"
+    steps = ["--preset", preset, "--max_train_steps", "4"]
+    assert train_vqgan.main([*steps, "--output_dir", str(vqvae)]) == 0
+    argv = [*steps, "--output_dir", str(run), "--vqvae", str(vqvae), "--push_to_hub", "--hub_model_id", "user/name"]
+    assert train_ldm.main(argv) == 0
+    card = ModelCard.load(run / "README.md")
+    assert card.data.library_name == "diffusers" and "class-conditional" in card.data.tags
+    assert card.text.count('from_pretrained("user/name"') == 2
+    assert str(tmp_path) not in card.text and "More Information Needed" not in card.text
+    (upload,) = uploads
+    assert upload["repo_id"] == "user/name"
+    sent = {path for pattern in upload["allow_patterns"] for path in run.glob(pattern)}
+    assert {run / "model_index.json", run / "README.md", run / "samples.png"} <= sent
+    assert len(list(run.glob("pipeline_*.py"))) == 1 and not any("checkpoint" in str(path) for path in sent)
+
+
 def test_half_a_checkpoint_is_not_taken(preset, tmp_path):
     argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "8"]
     assert train_ddpm.main(argv) == 0
@@ -225,8 +305,11 @@ def test_a_run_with_other_settings_is_refused_and_continued_on_demand(preset, tm
     assert train_ddpm.main(longer) == 2
     said = capsys.readouterr().err
     assert "max_train_steps" in said and "learning_rate" in said and "--overwrite_output_dir" in said
-    assert train_ddpm.main([*longer, "--resume_from_checkpoint", "latest"]) == 0
+    assert train_ddpm.main([*longer, "--adam_beta2", "0.9", "--resume_from_checkpoint", "latest"]) == 0
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 8
+    part = final_state(tmp_path / "run")["parts"]["unet"]
+    (group,) = part["optimizer"]["param_groups"]
+    assert group["initial_lr"] == 5e-4 and group["betas"] == (0.9, 0.9) and part["lr_scheduler"]["base_lrs"] == [5e-4]
     keepsake = tmp_path / "run" / "notes.txt"
     keepsake.write_text("mine")
     assert train_ddpm.main([*argv, "--max_train_steps", "2", "--overwrite_output_dir"]) == 0

@@ -46,7 +46,7 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
         data: the pictures, for the names of their labels.
     """
     from hwdiffusion.figures import sample_grid
-    from hwdiffusion.hub import write_model_card
+    from hwdiffusion.hub import push, write_model_card
     from hwdiffusion.labels import drop_labels
     from hwdiffusion.models import build_pipeline
     from hwdiffusion.objectives import diffusion_loss, draw_timesteps
@@ -55,6 +55,8 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
     args = trainer.args
     pipeline = build_pipeline(unet, noise_scheduler, vqvae, data, args)
     unet_config, num_classes = unet.config, num_label_classes(unet.config)
+    if data.id2label and not num_classes:
+        trainer.print(f"the UNet takes no labels: the {len(data.id2label)} classes are not used")
     unet = trainer.add_model("unet", unet, args.learning_rate)
 
     for batch in trainer.batches(dataset, pipeline.save_pretrained, lambda: sample_grid(pipeline, args.seed)):
@@ -74,6 +76,8 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
 
     if trainer.is_main_process and not args.dry_run:
         write_model_card(trainer.config, pipeline, data.summary(), trainer.max_steps)
+        if args.push_to_hub:
+            push(Path(args.output_dir), args.hub_model_id, args.hub_private)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -46,6 +46,7 @@ def train(config: Config) -> Path:
         if not args.dry_run:
             vqvae = load_vqvae(first_stage.args.output_dir, channels, size)
     trainer = Trainer(config, len(data.train))
+    trainer.print(data.summary())
     vqvae.to(trainer.device).eval().requires_grad_(False)
     if args.dry_run:
         latents = LatentDataset(torch.randn(len(data.train), 1, *latent_shape(vqvae, size)), data.train.labels)

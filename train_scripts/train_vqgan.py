@@ -117,7 +117,8 @@ def train(config: Config, data=None) -> Path:
         if trainer.ends_interval(args.codebook_restart_steps):
             trainer.log(codebook_usage=codebook.usage(), codebook_perplexity=codebook.perplexity())
             if batch.step < args.codebook_restart_until * trainer.max_steps:
-                codebook.restart(batch.draws, trainer.optimizer("vqvae"))
+                average = trainer.average("vqvae", codebook.vectors)
+                codebook.restart(batch.draws, trainer.optimizer("vqvae"), average)
             codebook.reset()
     return trainer.output_dir
 
