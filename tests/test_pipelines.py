@@ -338,7 +338,7 @@ def test_a_variant_is_saved_and_loaded(tmp_path):
 
 
 WITHOUT_THE_PACKAGE = """
-    import importlib.abc, sys
+    import importlib.abc, json, sys
 
     class Refuse(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
@@ -349,21 +349,22 @@ WITHOUT_THE_PACKAGE = """
     import torch
     from diffusers import DiffusionPipeline
 
-    folder, again = sys.argv[1:]
+    folder, again, labels = sys.argv[1:]
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     assert not any(name.split(".")[0] == "hwdiffusion" for name in sys.modules)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    images = pipe(labels=["wild", 0], generator=generators, output_type="pt").images
+    images = pipe(labels=json.loads(labels), generator=generators, output_type="pt").images
     torch.save(images, again + ".pt")
     pipe.save_pretrained(again)
 """
 
 
-def run_without_the_package(folder, again, cache):
+def run_without_the_package(folder, again, cache, labels=("wild", 0)):
+    """Two pictures of the labels, by stock diffusers in another process; the pipeline is saved `again` there."""
     script = textwrap.dedent(WITHOUT_THE_PACKAGE)
     environment = {**os.environ, "HF_MODULES_CACHE": str(cache)}
-    command = [sys.executable, "-c", script, str(folder), str(again)]
+    command = [sys.executable, "-c", script, str(folder), str(again), json.dumps(labels)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return torch.load(f"{again}.pt", weights_only=True)

@@ -14,6 +14,7 @@ import yaml
 from conftest import PROJECTION, TINY_UNET, TINY_VQVAE, TOKENS
 from diffusers import VQModel
 from PIL import Image
+from test_pipelines import run_without_the_package
 
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.pipelines import ClassConditionalPipeline
@@ -100,6 +101,13 @@ def test_a_latent_diffusion_trains_both_stages_and_leaves_a_pipeline(preset, tmp
     pipe = ClassConditionalPipeline.from_pretrained(run)
     assert pipe.id2label == {digit: str(digit) for digit in range(10)} and pipe.config.has_null_label
     assert pipe(labels=["3"]).images[0].size == (16, 16)
+
+    # the same pictures by stock diffusers, where this package can't be imported
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    ours = pipe(labels=["3", 8], generator=generators, output_type="pt").images
+    theirs = run_without_the_package(run, tmp_path / "again", tmp_path / "cache", labels=("3", 8))
+    assert torch.equal(ours, theirs)
 
     # the latents that the UNet learned have unit variance and no mean
     first_stage = VQModel.from_pretrained(run / "first-stage")
