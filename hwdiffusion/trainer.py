@@ -93,7 +93,12 @@ def check_run(config: Config):
     if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
         raise InputError("--overwrite_output_dir deletes what --resume_from_checkpoint asks for; give one of them")
     if args.resume_from_checkpoint not in (None, "latest") and _checkpoint_to_resume(args) is None:
-        raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint of this run")
+        raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint")
+    checkpoint = None if args.overwrite_output_dir else _checkpoint_to_resume(args)
+    if checkpoint is not None:
+        script = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)["script"]
+        if script != config.script:
+            raise InputError(f"{checkpoint} is a checkpoint of {script}, not of {config.script}")
     if folder.is_dir() and any(folder.iterdir()):
         _check_same_run(folder, config)
     processes.wait_for_everyone()  # all have looked before one of them writes
@@ -573,8 +578,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _check_fits(self, checkpoint: Path, state: dict):
-        if state["script"] != self.config.script:
-            raise InputError(f"{checkpoint} is a checkpoint of {state['script']}, not of {self.config.script}")
         for key, what in (("step_size", "pictures a step over all processes"), ("epoch_size", "training pictures")):
             if state[key] != getattr(self, key) and self.args.resume_from_checkpoint is None:
                 raise InputError(
