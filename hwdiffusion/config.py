@@ -286,7 +286,7 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
         if key not in known_anywhere:
             known = sorted({*known_anywhere, *MODEL_SECTIONS, *SCRIPTS})
             raise InputError(f"preset {name} has an unknown key {key!r}{_nearest(key, known)}")
-    given = {flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+    given = {flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
     displaced = set()
     if given & {"train_data_dir", "dataset_name"}:
         # the user's own data takes the place of the preset's, columns and all

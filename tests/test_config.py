@@ -301,7 +301,8 @@ def test_a_saved_configuration_serves_as_a_preset(tmp_path):
 
 
 def test_epochs_of_the_command_line_win_over_steps_of_the_preset():
-    assert parse("train_ldm", ["--num_train_epochs", "2"]).args.max_train_steps is None
+    for flag in ("--num_train_epochs", "--num-train-epochs"):
+        assert parse("train_ldm", [flag, "2"]).args.max_train_steps is None
     both = parse("train_ldm", ["--num_train_epochs", "2", "--max_train_steps", "7"]).args
     assert both.max_train_steps == 7
 

@@ -15,6 +15,7 @@ from conftest import PROJECTION, TINY_UNET, TINY_VQVAE, TOKENS
 from diffusers import VQModel
 from PIL import Image
 from test_pipelines import run_without_the_package
+from transformers import ResNetConfig, ResNetModel
 
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.pipelines import ClassConditionalPipeline
@@ -153,6 +154,31 @@ def test_the_loss_falls_in_every_script(preset, tmp_path):
         assert MAIN[script]([*argv, "--learning_rate", "3e-3"]) == 0
         losses = [line[key] for line in read_metrics(tmp_path / script / "metrics.jsonl")]
         assert np.mean(losses[-15:]) < 0.8 * np.mean(losses[:15])
+
+
+def test_grids_are_drawn_after_the_epochs_and_steps_asked_for(preset, tmp_path):
+    run = tmp_path / "run"  # 100 training pictures, 25 a step
+    argv = ["--preset", preset, "--output_dir", str(run), "--train_batch_size", "25", "--num_train_epochs", "2"]
+    settings = ["--sample_epochs", "1", "2", "--sample_steps", "3", "--lr_scheduler", "cosine", "--snr_gamma", "5"]
+    assert train_ddpm.main([*argv, *settings]) == 0
+    assert sorted(path.stem for path in (run / "samples").iterdir()) == ["step-3", "step-4", "step-8"]
+    assert Image.open(run / "samples.png").tobytes() == Image.open(run / "samples" / "step-8.png").tobytes()
+
+
+def test_a_perceptual_loss_is_trained_on_with_and_without_a_model(preset, tmp_path, capsys):
+    config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    ResNetModel(config).save_pretrained(tmp_path / "resnet")
+    argv = ["--preset", preset, "--max_train_steps", "2", "--perceptual_weight", "1"]
+    first = {}
+    for name, flags in {"pyramid": [], "model": ["--perceptual_model", str(tmp_path / "resnet")]}.items():
+        assert train_vqgan.main([*argv, "--output_dir", str(tmp_path / name), *flags]) == 0
+        lines = read_metrics(tmp_path / name / "metrics.jsonl")
+        assert all(line["perceptual_loss"] > 0 for line in lines)
+        first[name] = lines[0]["perceptual_loss"]
+    assert first["pyramid"] != first["model"]
+    missing = ["--perceptual_model", str(tmp_path / "none"), "--output_dir", str(tmp_path / "c")]
+    assert train_vqgan.main([*argv, *missing]) == 2
+    assert "can't be loaded" in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
 def test_a_tracker_gets_the_losses_and_the_pictures(preset, tmp_path):
