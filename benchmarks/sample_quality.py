@@ -23,7 +23,7 @@ import yaml
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from hwdiffusion.data import load_data, to_model_range
-from hwdiffusion.metrics import coverage, nearest_neighbour_ratio, wilson_interval
+from hwdiffusion.metrics import manifold_scores, memorisation, wilson_interval
 from hwdiffusion.pipelines import ClassConditionalPipeline
 
 
@@ -141,9 +141,9 @@ def main():
                 "label_accuracy": right.float().mean().item(),
                 "label_accuracy_95": [low, high],
                 "worst_class": min(right[wanted == k].float().mean().item() for k in range(pipe.num_classes)),
-                "coverage": coverage(real[:n], features[:n]),
-                "coverage_of_real": coverage(real[:n], other[:n]),
-                "nearest_neighbour_ratio": nearest_neighbour_ratio(features, real, training),
+                "coverage": manifold_scores(real[:n], features[:n])["coverage"],
+                "coverage_of_real": manifold_scores(real[:n], other[:n])["coverage"],
+                "nearest_neighbour_ratio": memorisation(features, real, training)["ratio"],
                 "images_per_second": args.num_samples / seconds,
             }
         )

@@ -1,8 +1,21 @@
-"""Measures of generated pictures, as pure functions of features and labels."""
+"""Measures of generated pictures, as pure functions of features, probabilities and labels.
+
+Features are `(N, D)` tensors, a row a picture; which network they are of is the caller's to choose and to state. All
+sums run in float64 and in chunks, so a measure doesn't depend on how its pictures were batched.
+"""
 
 import math
+from collections.abc import Iterator
 
 import torch
+
+
+MOST_DISTANCES = 2**24  # at once: 128 MiB in float64
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Do labels hold?
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -13,30 +26,163 @@ def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _distances(queries: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    # differences first: by a matrix product, copies far from the origin would seem to be apart
-    return torch.cdist(queries, others, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def coverage(real: torch.Tensor, generated: torch.Tensor, k: int = 5) -> float:
-    """The share of real pictures with a generated one within their k-th real neighbour (Naeem et al. 2020, eq. 6).
+def label_scores(probabilities: torch.Tensor, labels: torch.Tensor) -> dict:
+    """How often a classifier sees the label that was asked for.
 
     Args:
-        real, generated: features `(N, D)` and `(M, D)`.
+        probabilities: `(N, K)`, each row sums to 1.
+        labels: `(N,)` ids in [0, K).
+
+    Returns:
+        `accuracy` with its 95 % Wilson interval, `per_class` (a list of K, `None` for a class that was not asked for),
+        `worst_class` and the mean `confidence`, the probability of the label asked for.
     """
-    radii = _distances(real, real).kthvalue(k + 1, dim=1).values  # the nearest of all is the picture itself
-    return (_distances(real, generated).min(dim=1).values <= radii).float().mean().item()
+    right = probabilities.argmax(dim=1) == labels
+    shares = [right[labels == label].double().mean().item() for label in range(probabilities.shape[1])]
+    per_class = [None if math.isnan(share) else share for share in shares]
+    low, high = wilson_interval(int(right.sum()), len(right))
+    return {
+        "accuracy": right.double().mean().item(),
+        "accuracy_95": [low, high],
+        "per_class": per_class,
+        "worst_class": min(share for share in per_class if share is not None),
+        "confidence": probabilities.gather(1, labels[:, None]).double().mean().item(),
+    }
 
 
-def nearest_distances(queries: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
-    """The distance of each query `(N, D)` to its nearest training picture `(M, D)`; `(N,)`."""
-    return torch.cat([_distances(chunk, training).min(dim=1).values for chunk in queries.split(1000)])
+# ---------------------------------------------------------------------------------------------------------------------
+# Is the distribution right?
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def nearest_neighbour_ratio(generated: torch.Tensor, held_out: torch.Tensor, training: torch.Tensor) -> float:
-    """Mean distance of generated pictures to the nearest training one, over that of held-out real pictures.
+class FeatureStatistics:
+    """Mean and covariance of features, gathered batch by batch in constant memory."""
 
-    About 1 for a model that generates what it has not seen; towards 0 for one that copies. All are features `(N, D)`.
+    def __init__(self, dimension: int):
+        self.count = 0
+        self.mean = torch.zeros(dimension, dtype=torch.float64)
+        self._scatter = torch.zeros(dimension, dimension, dtype=torch.float64)  # Σ (x - mean)(x - mean)ᵀ
+
+    def update(self, features: torch.Tensor) -> "FeatureStatistics":
+        """Take in a batch `(B, D)` (Chan et al. 1979, eq. 2.1)."""
+        features = features.detach().cpu().double()
+        count, mean = len(features), features.mean(dim=0)
+        delta, total = mean - self.mean, self.count + count
+        centred = features - mean
+        self._scatter += centred.T @ centred + torch.outer(delta, delta) * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+        return self
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """Unbiased, float64 `(D, D)`."""
+        return self._scatter / (self.count - 1)
+
+
+def frechet_distance(real: FeatureStatistics, generated: FeatureStatistics) -> float:
+    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½), of Gaussians fitted to features (Heusel et al. 2017, eq. 6)."""
+    means = (real.mean - generated.mean).square().sum()
+    # the eigenvalues of Σ₁Σ₂ are those of Σ₁^½ Σ₂ Σ₁^½, which is symmetric: real, and stable where it is singular
+    values, vectors = torch.linalg.eigh(real.covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    roots = torch.linalg.eigvalsh(root @ generated.covariance @ root).clamp(min=0).sqrt()
+    return (means + real.covariance.trace() + generated.covariance.trace() - 2 * roots.sum()).item()
+
+
+def kernel_distance(
+    real: torch.Tensor, generated: torch.Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """The unbiased squared MMD with kernel (x·y / D + 1)³, mean and standard deviation over random subsets
+    (Bińkowski et al. 2018, section 4)."""
+    size = min(subset_size, len(real), len(generated))
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for _ in range(subsets):
+        x, y = (
+            features[torch.randperm(len(features), generator=generator)[:size]].double()
+            for features in (real, generated)
+        )
+        xx, yy, xy = (((a @ b.T) / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
+        values.append(within - 2 * xy.mean())
+    values = torch.stack(values)
+    return values.mean().item(), values.std(unbiased=False).item()
+
+
+def manifold_scores(real: torch.Tensor, generated: torch.Tensor, k: int = 5) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2), density and coverage (Naeem et al. 2020, eq. 4
+    and 6): do generated pictures lie where real ones do, and the other way round, by balls to the k-th neighbour?
+
+    Args:
+        real, generated: features `(N, D)` and `(M, D)`; N = M makes figures comparable.
     """
-    ours, theirs = (nearest_distances(queries, training).mean() for queries in (generated, held_out))
-    return (ours / theirs).item()
+    real_radii, generated_radii = _neighbour_radii(real, k), _neighbour_radii(generated, k)
+    precise = dense = 0
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    nearest = torch.full((len(real),), math.inf, dtype=torch.float64)
+    for start, distances in _distances(generated, real):  # (m, N)
+        inside = distances <= real_radii
+        precise += inside.any(dim=1).sum().item()
+        dense += inside.sum().item()
+        recalled |= (distances <= generated_radii[start : start + len(distances), None]).any(dim=0)
+        nearest = torch.minimum(nearest, distances.amin(dim=0))
+    return {
+        "precision": precise / len(generated),
+        "recall": recalled.double().mean().item(),
+        "density": dense / (k * len(generated)),
+        "coverage": (nearest <= real_radii).double().mean().item(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Is it a copy?
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def nearest_neighbours(queries: torch.Tensor, training: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The distance of each query `(N, D)` to its nearest training picture `(M, D)`, and which one that is; `(N,)`."""
+    distances, indices = zip(*(chunk.min(dim=1) for _, chunk in _distances(queries, training)))
+    return torch.cat(distances), torch.cat(indices)
+
+
+def memorisation(generated: torch.Tensor, held_out: torch.Tensor, training: torch.Tensor) -> dict[str, float]:
+    """Are generated pictures nearer to the training pictures than unseen real ones are? All are features `(N, D)`.
+
+    Returns:
+        `ratio`: their mean distance to the nearest training picture over that of held-out ones; about 1 for a model
+        that generates what it has not seen, towards 0 for one that copies. `share_of_copies`: the share nearer than
+        the 1 % quantile of held-out ones; about 0.01 is right.
+    """
+    ours, theirs = (nearest_neighbours(queries, training)[0] for queries in (generated, held_out))
+    return {
+        "ratio": (ours.mean() / theirs.mean()).item(),
+        "share_of_copies": (ours < theirs.quantile(0.01)).double().mean().item(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Distances
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _distances(queries: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Euclidean distances of `(N, D)` to `(M, D)`, some rows at a time: the first row's place, and float64 `(n, M)`.
+
+    By a matrix product, which is fast; in float64 and about the mean, so that a copy has a distance of nearly 0.
+    """
+    others = others.double()
+    centre = others.mean(dim=0)
+    rows = max(1, MOST_DISTANCES // len(others))
+    for start in range(0, len(queries), rows):
+        chunk = queries[start : start + rows].double()
+        yield start, torch.cdist(chunk - centre, others - centre, compute_mode="use_mm_for_euclid_dist")
+
+
+def _neighbour_radii(features: torch.Tensor, k: int) -> torch.Tensor:
+    """The distance of each to its k-th nearest among the others, `(N,)`."""
+    radii = [
+        chunk.kthvalue(k + 1, dim=1).values  # the nearest of all is the picture itself
+        for _, chunk in _distances(features, features)
+    ]
+    return torch.cat(radii)

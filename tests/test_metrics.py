@@ -1,12 +1,23 @@
 import math
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from hwdiffusion.metrics import coverage, nearest_distances, nearest_neighbour_ratio, wilson_interval
+from hwdiffusion.metrics import (
+    FeatureStatistics,
+    frechet_distance,
+    kernel_distance,
+    label_scores,
+    manifold_scores,
+    memorisation,
+    nearest_neighbours,
+    wilson_interval,
+)
 
 
-# float64: `cdist` multiplies matrices, which in float32 leaves small distances inexact
 def features(count: int, seed: int, dimensions: int = 8) -> torch.Tensor:
     return torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -31,6 +42,131 @@ def test_wilson_intervals_of_successes_and_failures_mirror_each_other():
         low, high = wilson_interval(successes, 20)
         assert wilson_interval(20 - successes, 20) == pytest.approx((1 - high, 1 - low))
         assert low <= successes / 20 <= high or math.isclose(low, successes / 20, abs_tol=1e-12)
+
+
+def test_label_scores_count_per_class_and_weigh_the_confidence():
+    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3]])
+    scores = label_scores(probabilities, torch.tensor([0, 1, 1, 1]))
+    assert scores["accuracy"] == 0.75 and scores["accuracy_95"] == pytest.approx(wilson_interval(3, 4))
+    assert scores["per_class"] == [1.0, pytest.approx(2 / 3), None]
+    assert scores["worst_class"] == pytest.approx(2 / 3)
+    assert scores["confidence"] == pytest.approx((0.7 + 0.3 + 0.8 + 0.5) / 4)
+
+
+# -- distances of distributions ---------------------------------------------------------------------------------------
+
+
+def statistics(pictures: torch.Tensor, batch_size: int = 1000) -> FeatureStatistics:
+    gathered = FeatureStatistics(pictures.shape[1])
+    for batch in pictures.split(batch_size):
+        gathered.update(batch)
+    return gathered
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 300, 1000])
+def test_statistics_are_those_of_the_whole_in_any_batches(batch_size):
+    pictures = 1000 + features(300, 0).float() * torch.logspace(-2, 1, 8)
+    gathered = statistics(pictures, batch_size)
+    torch.testing.assert_close(gathered.mean, pictures.double().mean(dim=0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gathered.covariance, torch.cov(pictures.double().T), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dimensions, count", [(8, 400), (64, 50)])  # the second's covariances are singular
+def test_the_frechet_distance_is_that_of_scipy(dimensions, count):
+    real, generated = features(count, 0, dimensions), 0.3 + 1.2 * features(count, 1, dimensions)
+    a, b = torch.cov(real.T).numpy(), torch.cov(generated.T).numpy()
+    root = scipy.linalg.sqrtm(a @ b)
+    mean = (real.mean(dim=0) - generated.mean(dim=0)).square().sum().item()
+    expected = mean + np.trace(a) + np.trace(b) - 2 * np.trace(root).real
+    assert frechet_distance(statistics(real), statistics(generated)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_frechet_distance_is_that_of_torchmetrics():
+    real, generated = features(500, 0, 16), 0.3 + 1.2 * features(400, 1, 16)
+    theirs = FrechetInceptionDistance(feature=Identity(16)).set_dtype(torch.float64)
+    for pictures, are_real in ((real, True), (generated, False)):
+        for batch in pictures.split(60):
+            theirs.update(batch, real=are_real)
+    assert frechet_distance(statistics(real, 37), statistics(generated, 41)) == pytest.approx(
+        theirs.compute().item(), rel=1e-4
+    )
+
+
+class Identity(torch.nn.Module):
+    """What torchmetrics takes for a network: features are the pictures."""
+
+    def __init__(self, num_features):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, pictures):
+        return pictures
+
+
+def test_the_frechet_distance_of_shifted_and_scaled_normals_has_its_closed_form():
+    real = features(1000, 0, 4)
+    shifted = real + torch.tensor([3.0, 0, 4, 0])
+    assert frechet_distance(statistics(real), statistics(shifted)) == pytest.approx(25, rel=1e-6)
+    variance = torch.cov(real.T).trace().item()
+    assert frechet_distance(statistics(real), statistics(3 * real - 2 * real.mean(dim=0))) == pytest.approx(
+        4 * variance
+    )
+    assert frechet_distance(statistics(real), statistics(real)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_kernel_distance_is_that_of_its_definition():
+    x, y = features(6, 0, 3), features(6, 1, 3) + 0.5
+
+    def kernel(a, b):
+        return (torch.dot(a, b).item() / 3 + 1) ** 3
+
+    pairs = [(i, j) for i in range(6) for j in range(6)]
+    within = sum(kernel(z[i], z[j]) for z in (x, y) for i, j in pairs if i != j) / 30
+    expected = within - 2 * sum(kernel(x[i], y[j]) for i, j in pairs) / 36
+    mean, deviation = kernel_distance(x, y, subsets=3, subset_size=6)
+    assert mean == pytest.approx(expected) and deviation == pytest.approx(0, abs=1e-9)
+
+
+def test_the_kernel_distance_is_unbiased_and_sees_a_shift():
+    real, other = features(2000, 0), features(2000, 1)
+    mean, deviation = kernel_distance(real, other, subset_size=200)
+    assert abs(mean) < deviation
+    shifted, deviation = kernel_distance(real, other + 1, subset_size=200)
+    assert shifted > 10 * deviation
+    assert kernel_distance(real, other) == kernel_distance(real, other)  # its subsets are drawn by a seed
+
+
+# -- manifolds --------------------------------------------------------------------------------------------------------
+
+
+def coverage(real, generated, k=5):
+    return manifold_scores(real, generated, k)["coverage"]
+
+
+def test_manifold_scores_are_those_of_all_pairs():
+    real, generated, k = features(60, 0, 3), 0.4 + 1.3 * features(50, 1, 3), 4
+    across = (generated[:, None] - real[None]).square().sum(dim=-1).sqrt()
+
+    def radii(points):
+        return (points[:, None] - points[None]).square().sum(dim=-1).sqrt().sort(dim=1).values[:, k]
+
+    inside = across <= radii(real)
+    expected = {
+        "precision": inside.any(dim=1).double().mean().item(),
+        "recall": (across <= radii(generated)[:, None]).any(dim=0).double().mean().item(),
+        "density": inside.double().sum().item() / (k * 50),
+        "coverage": (across.amin(dim=0) <= radii(real)).double().mean().item(),
+    }
+    assert manifold_scores(real, generated, k) == pytest.approx(expected)
+    assert len(set(expected.values())) == 4
+
+
+def test_dropped_modes_cost_recall_and_junk_costs_precision():
+    real = torch.cat([features(300, 0), features(300, 1) + 100])
+    dropped = manifold_scores(real, torch.cat([features(300, 2), features(300, 3)]))
+    assert dropped["precision"] > 0.9 and dropped["recall"] == pytest.approx(0.5, abs=0.05)
+    junk = manifold_scores(real, torch.cat([features(300, 2), features(300, 3) + 100, features(600, 4) + 500]))
+    assert junk["precision"] == pytest.approx(0.5, abs=0.05) and junk["recall"] > 0.9
 
 
 def test_coverage_is_1_for_the_real_pictures_and_0_far_away():
@@ -63,19 +199,35 @@ def test_coverage_does_not_depend_on_scale_rotation_or_order():
     assert coverage(real[order] @ rotation * 16, generated.flip(0) @ rotation * 16) == plain
 
 
-def test_nearest_distances_are_those_of_all_pairs():
-    queries, training = features(1300, 0, 3), features(40, 1, 3)  # more than one chunk
-    expected = (queries[:, None] - training[None]).square().sum(dim=-1).sqrt().amin(dim=1)
-    torch.testing.assert_close(nearest_distances(queries, training), expected)
+def test_nearest_neighbours_are_those_of_all_pairs():
+    queries, training = features(1300, 0, 3), features(40, 1, 3)
+    nearest = (queries[:, None] - training[None]).square().sum(dim=-1).sqrt().min(dim=1)
+    distances, indices = nearest_neighbours(queries, training)
+    torch.testing.assert_close(distances, nearest.values)
+    assert torch.equal(indices, nearest.indices)
 
 
-def test_the_ratio_is_0_for_copies_and_1_for_another_draw_of_the_same_distribution():
+def test_the_scores_do_not_depend_on_the_rows_that_are_taken_at_once(monkeypatch):
+    real, generated = features(100, 0), features(80, 1)
+    together = manifold_scores(real, generated)
+    nearest = nearest_neighbours(generated, real)
+    monkeypatch.setattr("hwdiffusion.metrics.MOST_DISTANCES", 700)
+    assert manifold_scores(real, generated) == together
+    for ours, theirs in zip(nearest_neighbours(generated, real), nearest):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_copy_far_from_the_origin_is_a_copy():
+    training = 1e4 + features(500, 0).float()
+    assert nearest_neighbours(training[:50], training)[0].max() < 1e-3
+    assert torch.equal(nearest_neighbours(training[:50], training)[1], torch.arange(50))
+
+
+def test_copies_are_found_and_another_draw_of_the_same_distribution_is_not_accused():
     training, held_out, other = features(1000, 0), features(1000, 1), features(1000, 2)
-    assert nearest_neighbour_ratio(training[::2], held_out, training) < 1e-6
-    assert nearest_neighbour_ratio(other, held_out, training) == pytest.approx(1, abs=0.05)
-
-
-def test_the_ratio_falls_with_the_share_of_copies():
-    training, held_out, other = features(1000, 0), features(1000, 1), features(1000, 2)
-    half = torch.cat([training[:500], other[:500]])
-    assert nearest_neighbour_ratio(half, held_out, training) == pytest.approx(0.5, abs=0.05)
+    copied = memorisation(training[::2], held_out, training)
+    assert copied["ratio"] < 1e-6 and copied["share_of_copies"] == 1
+    honest = memorisation(other, held_out, training)
+    assert honest["ratio"] == pytest.approx(1, abs=0.05) and honest["share_of_copies"] < 0.03
+    half = memorisation(torch.cat([training[:500], other[:500]]), held_out, training)
+    assert half["ratio"] == pytest.approx(0.5, abs=0.05) and half["share_of_copies"] == pytest.approx(0.5, abs=0.03)
