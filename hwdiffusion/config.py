@@ -1,9 +1,10 @@
 """Presets and command lines to typed arguments. Nothing else in the project parses.
 
-A preset is a YAML file. Its sections `vqvae`, `unet` and `noise_scheduler` are passed verbatim to the diffusers class;
-its other keys are flags of the scripts, and a section named after a script (`train_vqgan`, `train_ldm`, `train_ddpm`)
-holds the flags of that script alone. On the command line, `--flag value` overrides a flag and `--section.key value`
-an entry of a section, for example `--unet.block_out_channels "[64, 128]"` or `--train_vqgan.max_train_steps 500`.
+A preset is a YAML file. Its sections `vqvae`, `unet`, `noise_scheduler` and `classifier` are passed verbatim to the
+class of diffusers or transformers. Its other keys are flags of the scripts (see `arguments.py`), and a section named
+after a script (`train_vqgan`, `train_ldm`, `train_ddpm`, `train_classifier`) holds the flags of that script alone. On
+the command line, `--flag value` overrides a flag and `--section.key value` an entry of a section, for example
+`--unet.block_out_channels "[64, 128]"` or `--train_vqgan.max_train_steps 500`.
 """
 
 import copy
@@ -14,166 +15,38 @@ import sys
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any
 
 import yaml
 
 from hwdiffusion import InputError
+from hwdiffusion.arguments import (
+    EVALUATIONS,
+    METRICS,
+    SAMPLERS,
+    SCRIPTS,
+    ClassifierArguments,
+    DataArguments,
+    DiffusionArguments,
+    EvaluationArguments,
+    MachineArguments,
+    TrainingArguments,
+    VQGANArguments,
+)
 
 
-MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler")
-
-
-@dataclass
-class DataArguments:
-    """Where pictures and labels come from. The first stage of a latent diffusion shares all of these."""
-
-    dataset_name: Optional[str] = field(
-        default=None, metadata={"help": "A data set of the Hub (ylecun/mnist), or `digits`, the embedded one."}
-    )
-    dataset_config_name: Optional[str] = field(default=None, metadata={"help": "The configuration of that data set."})
-    train_data_dir: Optional[str] = field(
-        default=None,
-        metadata={"help": "A folder instead: parquet files, one sub-folder a class, or pictures without labels."},
-    )
-    image_column: Optional[str] = field(default=None, metadata={"help": "Default: the first column with images."})
-    label_column: Optional[str] = field(default=None, metadata={"help": "Default: the column with class labels."})
-    resolution: list[int] = field(
-        default_factory=lambda: [32], metadata={"help": "Size in pixels: one number, or height and width."}
-    )
-    image_mode: Literal["L", "RGB"] = field(
-        default="RGB", metadata={"help": "What pictures are converted to: L (grayscale, one channel) or RGB."}
-    )
-    center_crop: bool = field(
-        default=True, metadata={"help": "Scale and crop the centre; with false, resize without keeping the aspect."}
-    )
-    random_flip: bool = field(default=False, metadata={"help": "Flip pictures horizontally at random."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "What is split off for validation where the data has no split of its own."}
-    )
-    max_train_samples: Optional[int] = field(
-        default=None, metadata={"help": "Use only so many pictures, drawn by the seed."}
-    )
-    skip_bad_images: bool = field(default=False, metadata={"help": "Skip and count unreadable pictures."})
-    image_memory_gb: float = field(
-        default=4.0, metadata={"help": "Decoded pictures are kept in memory up to this size, else read lazily."}
-    )
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that read pictures lazily."})
-
-
-@dataclass
-class MachineArguments:
-    """What the run is done with. The first stage of a latent diffusion shares these too."""
-
-    seed: int = field(default=0, metadata={"help": "Everything that is drawn in training is a function of it."})
-    mixed_precision: Optional[str] = field(
-        default=None, metadata={"help": "no, fp16 or bf16. Default: what `accelerate launch` was told, or no."}
-    )
-    report_to: Optional[str] = field(
-        default=None, metadata={"help": "tensorboard, wandb or another tracker of accelerate, besides metrics.jsonl."}
-    )
-    logging_steps: int = field(default=25, metadata={"help": "Losses are fetched from the device this often."})
-
-
-@dataclass
-class TrainingArguments(MachineArguments, DataArguments):
-    """The flags that every training script has."""
-
-    preset: str = field(default="digits", metadata={"help": "The name of a preset, or the path of a YAML file."})
-    output_dir: Optional[str] = field(default=None, metadata={"help": "The run folder. Default: runs/PRESET."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run in it and start anew."})
-    resume_from_checkpoint: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "`latest`, or a checkpoint folder, to continue from although settings changed. By default a run "
-            "continues from its latest checkpoint if its settings are the same."
-        },
-    )
-    dry_run: bool = field(default=False, metadata={"help": "Print configuration, sizes and the time a step takes."})
-
-    train_batch_size: int = field(default=64, metadata={"help": "Pictures a step, process and micro-batch."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches a step."})
-    max_train_steps: Optional[int] = field(default=None, metadata={"help": "Optimizer steps; or give epochs."})
-    num_train_epochs: Optional[int] = field(default=None, metadata={"help": "Epochs, if no steps are given."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "The highest learning rate."})
-    lr_scheduler: str = field(default="linear", metadata={"help": "linear, cosine, constant, constant_with_warmup."})
-    lr_warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
-    adam_weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    use_ema: bool = field(default=True, metadata={"help": "Save and sample an average of the weights."})
-    ema_max_decay: float = field(default=0.999, metadata={"help": "The average's largest decay."})
-    ema_power: float = field(default=0.75, metadata={"help": "Its warm-up: decay 1 - (1 + step)^-power."})
-
-    checkpointing_steps: Optional[int] = field(default=None, metadata={"help": "Default: a tenth of the run."})
-    checkpoints_total_limit: int = field(default=2, metadata={"help": "Older checkpoints are deleted."})
-    sample_steps: Optional[list[int]] = field(default=None, metadata={"help": "Draw a sample grid after these steps."})
-    sample_epochs: Optional[list[int]] = field(default=None, metadata={"help": "And after these epochs."})
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished pipeline with its card."})
-    hub_model_id: Optional[str] = field(default=None, metadata={"help": "Where to: USER/NAME."})
-    hub_private: bool = field(default=False, metadata={"help": "Make that repository private."})
-
-
-@dataclass
-class VQGANArguments(TrainingArguments):
-    """Flags of train_vqgan.py."""
-
-    mse_weight: float = field(default=1.0, metadata={"help": "Weight of the squared error."})
-    l1_weight: float = field(default=0.2, metadata={"help": "Weight of the absolute error."})
-    perceptual_weight: float = field(default=0.0, metadata={"help": "Weight of the perceptual loss."})
-    perceptual_model: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "An image model of transformers, whose hidden states are compared. Default: a Laplacian pyramid, "
-            "which needs no model."
-        },
-    )
-    codebook_weight: float = field(default=1.0, metadata={"help": "Weight of codebook and commitment loss."})
-    commitment_beta: float = field(default=0.25, metadata={"help": "Weight of the commitment within it."})
-    codebook_restart_steps: int = field(default=100, metadata={"help": "Dead codes restart this often; 0: never."})
-    codebook_restart_until: float = field(default=0.6, metadata={"help": "The part of training with restarts."})
-    discriminator_weight: float = field(default=0.0, metadata={"help": "Weight of the adversarial loss; 0: none."})
-    discriminator_start: float = field(default=0.5, metadata={"help": "The part of training before it sets in."})
-    discriminator_learning_rate: float = field(default=2e-4, metadata={"help": "Its learning rate."})
-    discriminator_channels: int = field(default=64, metadata={"help": "Channels of its first layer."})
-    discriminator_layers: int = field(default=2, metadata={"help": "Its down-sampling layers."})
-
-
-@dataclass
-class DiffusionArguments(TrainingArguments):
-    """Flags of train_ddpm.py."""
-
-    label_dropout: float = field(
-        default=0.1, metadata={"help": "How often labels are dropped, so that guidance works; 0: never."}
-    )
-    timestep_sampling: Literal["uniform", "stratified"] = field(
-        default="stratified", metadata={"help": "Timesteps of a batch: independent, or spread evenly."}
-    )
-    snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
-    guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
-    num_inference_steps: int = field(default=50, metadata={"help": "Recommended by the saved pipeline."})
-
-
-@dataclass
-class LatentDiffusionArguments(DiffusionArguments):
-    """Flags of train_ldm.py."""
-
-    vqvae: Optional[str] = field(
-        default=None,
-        metadata={"help": "A trained VQModel: a folder or a Hub id. Default: train the first stage first."},
-    )
-
-
-SCRIPTS = {
-    "train_vqgan": VQGANArguments,
-    "train_ddpm": DiffusionArguments,
-    "train_ldm": LatentDiffusionArguments,
-}
+MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler", "classifier")
 
 # What may differ between the runs of one folder without changing its result.
 _NOT_IN_RESULT = {"report_to", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps",
-                  "sample_epochs", "image_memory_gb", "dataloader_num_workers"}  # fmt: skip
+                  "sample_epochs", "image_memory_gb", "dataloader_num_workers", "evaluation_steps",
+                  "evaluation_samples", "evaluation_classifier", "best_metric"}  # fmt: skip
+_SECTIONS_OF = {
+    "train_vqgan": ["vqvae"],
+    "train_ddpm": ["unet", "noise_scheduler"],
+    "train_ldm": ["vqvae", "unet", "noise_scheduler"],
+    "train_classifier": ["classifier", "noise_scheduler"],
+}
 # What belongs to one start of a script and not to the configuration.
 _OF_ONE_START = {"preset", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub",
                  "hub_model_id", "hub_private"}  # fmt: skip
@@ -185,7 +58,7 @@ class Config:
 
     script: str
     args: Any
-    sections: dict[str, dict]  # vqvae, unet, noise_scheduler, as given to the diffusers classes
+    sections: dict[str, dict]  # of the models, as given to their classes
     other_scripts: dict[str, dict] = field(default_factory=dict)  # flags of the other scripts, from the preset
 
     def to_dict(self) -> dict:
@@ -306,12 +179,53 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     if args.output_dir is None:
         args.output_dir = str(Path("runs", Path(args.preset).stem))
     _validate(args)
-    used = {"train_vqgan": ["vqvae"], "train_ddpm": ["unet", "noise_scheduler"]}.get(script, MODEL_SECTIONS)
+    used = _SECTIONS_OF[script]
     stages = {"train_vqgan": flags_of("train_vqgan", scripts["train_vqgan"])} if script == "train_ldm" else {}
     config = Config(script, args, {section: sections[section] for section in used}, stages)
     if script == "train_ldm" and args.vqvae is None:
         config.first_stage(Path(args.output_dir))  # a mistake in its flags must not surface later
     return config
+
+
+def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
+    """The command line of `hwdiffusion evaluate` or `hwdiffusion sweep`: a run folder or Hub id, then flags.
+
+    Raises:
+        InputError: an unknown flag, or a value that is not allowed.
+    """
+    if argv and not argv[0].startswith("-"):
+        argv = ["--run", *argv]
+    args = _parse_flags(EVALUATIONS[command], f"hwdiffusion {command}", argv)
+
+    def require(condition: bool, key: str, allowed: str):
+        if not condition:
+            raise InputError(f"--{key} must be {allowed}, not {getattr(args, key)}")
+
+    if command == "sweep" and args.run is None:
+        raise InputError("name a run folder or Hub id to draw from")
+    if (args.run is None) == (args.images is None):
+        raise InputError("name a run folder or Hub id to draw from, or --images FOLDER to judge, and not both")
+    if args.images is not None and args.resolution is None:
+        raise InputError("--images needs --resolution, the size at which both sides are compared")
+    for key in ("num_samples", "batch_size"):
+        require(getattr(args, key) >= 1, key, "at least 1")
+    require(args.seed >= 0, "seed", "at least 0")
+    schedulers = args.scheduler if isinstance(args.scheduler, list) else [args.scheduler]
+    known = all(name is None or name in SAMPLERS for name in schedulers)
+    require(known, "scheduler", f"one of {', '.join(SAMPLERS)}")
+    for metric in args.metrics or []:
+        if metric not in METRICS:
+            raise InputError(f"unknown metric {metric!r}{_nearest(metric, METRICS)}; there are {', '.join(METRICS)}")
+    if command == "sweep" and args.metrics and "cas" in args.metrics:
+        raise InputError("cas trains two classifiers for every combination; take it with `hwdiffusion evaluate`")
+    if args.output_dir is None:
+        beside = Path(args.run or args.images)
+        inside = args.run is not None and beside.is_dir()
+        name = f"{beside.name.removesuffix('.npz')}-{command}"
+        args.output_dir = str(
+            beside / {"evaluate": "evaluation"}.get(command, command) if inside else Path("runs", name)
+        )
+    return args
 
 
 def _chosen_preset(flags: list[str]) -> str:
@@ -328,10 +242,15 @@ def _chosen_preset(flags: list[str]) -> str:
 
 def run_script(script: str, train, argv: list[str] | None = None) -> int:
     """Parse, train, and return the exit code: 2 with one sentence where the input can't be used."""
+    return exit_code(f"{script}.py", lambda: train(parse(script, argv)))
+
+
+def exit_code(name: str, work) -> int:
+    """Do the work of a command and return its exit code: 2 with one sentence where the input can't be used."""
     try:
-        train(parse(script, argv))
+        work()
     except InputError as error:
-        print(f"{script}.py: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     finally:
         distributed = sys.modules.get("torch.distributed")  # not imported if the input was wrong
@@ -369,11 +288,21 @@ def _validate(args: TrainingArguments):
         require(args.snr_gamma is None or args.snr_gamma > 0, "snr_gamma", "positive")
         require(args.guidance_scale >= 1, "guidance_scale", "at least 1")
         require(args.num_inference_steps >= 1, "num_inference_steps", "at least 1")
+        require(args.evaluation_steps is None or args.evaluation_steps >= 1, "evaluation_steps", "at least 1")
+        if args.evaluation_steps is not None and args.evaluation_classifier is None:
+            raise InputError("--evaluation_steps needs --evaluation_classifier, a folder of train_classifier.py")
         if args.guidance_scale > 1 and args.label_dropout == 0:
             raise InputError(
                 f"--guidance_scale {args.guidance_scale} needs a model trained with label dropout, but "
                 "--label_dropout is 0; give --guidance_scale 1 or a --label_dropout such as 0.1"
             )
+    if isinstance(args, ClassifierArguments):
+        require(0 <= args.label_smoothing < 1, "label_smoothing", "at least 0 and less than 1")
+        for key in ("random_shift", "random_rotation", "random_scale"):
+            require(getattr(args, key) >= 0, key, "at least 0")
+        require(args.random_scale < 1, "random_scale", "less than 1")
+        if args.vqvae is not None and not args.noise_aware:
+            raise InputError("--vqvae is for --noise_aware classifiers, which guide; a clean one sees pictures")
     if isinstance(args, VQGANArguments):
         require(0 <= args.discriminator_start < 1, "discriminator_start", "at least 0 and less than 1")
         require(0 <= args.codebook_restart_until <= 1, "codebook_restart_until", "in 0 to 1")
@@ -386,20 +315,25 @@ def _validate(args: TrainingArguments):
 
 
 def _parse(script: str, argv: list[str]) -> TrainingArguments:
+    args = _parse_flags(SCRIPTS[script], f"{script}.py", argv)
+    if args.mixed_precision is None:
+        args.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return args
+
+
+def _parse_flags(cls: type, prog: str, argv: list[str]):
     from transformers import HfArgumentParser  # takes a second to import
 
     class Parser(HfArgumentParser):
         def error(self, message):  # argparse would print the whole usage and leave
             raise InputError(message)
 
-    parser = Parser(SCRIPTS[script], prog=f"{script}.py", allow_abbrev=False, description=SCRIPTS[script].__doc__)
+    parser = Parser(cls, prog=prog, allow_abbrev=False, description=cls.__doc__)
     args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
-        known = [f"--{item.name}" for item in fields(SCRIPTS[script])]
+        known = [f"--{item.name}" for item in fields(cls)]
         flag = unknown[0].split("=")[0]
         raise InputError(f"unknown flag {flag}{_nearest(flag, known)}; --help lists them")
-    if args.mixed_precision is None:
-        args.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return args
 
 

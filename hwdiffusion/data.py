@@ -1,15 +1,8 @@
-"""Every source of pictures and labels → data sets of uint8 pictures and label sets.
+"""Pictures and label sets to train on: splits, decoding, keeping in memory. Where they come from: `sources.py`."""
 
-Sources: the embedded digits, a data set of the Hub, a folder of parquet files, a folder with one sub-folder a class, a
-folder of pictures without labels. To add one, write a function that returns a dict of `Source`, one a split, and call
-it in `read_sources`.
-"""
-
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,22 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hwdiffusion import InputError
 from hwdiffusion.randomness import epoch_order
-
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-VALIDATION_SPLITS = ("validation", "valid", "val", "test")
-NULL_LABEL = -1
-
-
-@dataclass
-class Source:
-    """A split before its pictures are decoded: `open(i)` gives picture i, `name(i)` what to call it in an error."""
-
-    size: int
-    open: Callable[[int], Image.Image]
-    name: Callable[[int], str]
-    labels: np.ndarray  # (N, T) ids, padded with -1; T = 0 without labels
-    class_names: list[str]
+from hwdiffusion.sources import VALIDATION_SPLITS, Source, describe, few, read_sources
 
 
 class ImageDataset:
@@ -63,6 +41,12 @@ class ImageDataset:
         return torch.from_numpy(np.stack(arrays)), self.labels[places]
 
     __getitems__ = __getitem__  # the name by which a DataLoader asks for a whole batch
+
+    def subset(self, places: np.ndarray) -> "ImageDataset":
+        """Some of the pictures, as a data set of its own."""
+        chosen = ImageDataset(self.source, self.decode, self.indices[places])
+        chosen.images = None if self.images is None else self.images[torch.as_tensor(places)]
+        return chosen
 
     def read_all(self, keep: bool, skip_bad_images: bool) -> int:
         """Decode every picture once, so that a bad one is found before any work, and `keep` them in memory or not.
@@ -115,13 +99,32 @@ class Data:
     def summary(self) -> str:
         """What was found, in a line."""
         names = self.train.class_names
-        labels = f"{len(names)} classes ({_few(names)})" if names else "no labels"
+        labels = f"{len(names)} classes ({few(names)})" if names else "no labels"
         skipped = f", skipped {self.skipped} unreadable picture{'s'[: self.skipped != 1]}" if self.skipped else ""
         return f"{len(self.train)} training and {len(self.validation)} validation pictures, {labels}{skipped}"
 
     @property
     def max_labels(self) -> int:
         return self.train.labels.shape[1]
+
+
+def load_images(args) -> ImageDataset:
+    """All pictures of what [`DataArguments`] name, undivided: of its only split, or of the one to train on.
+
+    Raises:
+        InputError: as `load_data`.
+    """
+    source = next(iter(read_sources(args).values()))
+    if source.size == 0:
+        raise InputError(f"no images found in {describe(args)}")
+    dataset = ImageDataset(source, decoder(args.image_mode, image_size(args), args.center_crop), range(source.size))
+    dataset.read_all(_fits_memory(args, len(dataset)), args.skip_bad_images)
+    return dataset
+
+
+def has_splits(args) -> bool:
+    """Whether what the arguments name has a split for validation of its own."""
+    return any(name in VALIDATION_SPLITS for name in read_sources(args))
 
 
 def load_data(args) -> Data:
@@ -158,12 +161,15 @@ def load_data(args) -> Data:
     decode = decoder(args.image_mode, image_size(args), args.center_crop)
     train = ImageDataset(train_source, decode, train_indices)
     validation = ImageDataset(validation_source, decode, validation_indices)
-    height, width = image_size(args)
-    picture_bytes = height * width * image_channels(args)
-    keep = (len(train) + len(validation)) * picture_bytes <= args.image_memory_gb * 2**30
+    keep = _fits_memory(args, len(train) + len(validation))
     skipped = sum(dataset.read_all(keep, args.skip_bad_images) for dataset in (train, validation))
     check_classes(train, args)
     return Data(train, validation, skipped)
+
+
+def _fits_memory(args, count: int) -> bool:
+    height, width = image_size(args)
+    return count * height * width * image_channels(args) <= args.image_memory_gb * 2**30
 
 
 def check_classes(train: ImageDataset, args):
@@ -171,10 +177,6 @@ def check_classes(train: ImageDataset, args):
     empty = [name for name, count in zip(train.class_names, counts) if count == 0]
     if empty and args.max_train_samples is None:
         raise InputError(f"class {empty[0]!r} of {describe(args)} has no pictures to train on; remove it or fill it")
-
-
-def describe(args) -> str:
-    return args.train_data_dir if args.train_data_dir is not None else f"data set {args.dataset_name}"
 
 
 def image_size(args) -> tuple[int, int]:
@@ -234,203 +236,3 @@ def read_image(source: Source, index: int, decode: Callable[[Image.Image], np.nd
             f"{source.name(index)} can't be read as a picture ({type(error).__name__}); mend or remove it, or give "
             "--skip_bad_images"
         ) from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sources
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def read_sources(args) -> dict[str, Source]:
-    """The splits of what the arguments name."""
-    if args.train_data_dir is not None:
-        folder = Path(args.train_data_dir)
-        if not folder.is_dir():
-            raise InputError(f"--train_data_dir {folder} is not a folder")
-        if any(folder.rglob("*.parquet")):
-            return from_datasets(args, "parquet", data_dir=str(folder))
-        return from_image_folder(args, folder)
-    if args.dataset_name == "digits":
-        return embedded_digits()
-    return from_datasets(args, args.dataset_name, name=args.dataset_config_name)
-
-
-def embedded_digits() -> dict[str, Source]:
-    """scikit-learn's 1,797 handwritten digits (UCI Optical Recognition of Handwritten Digits, 8×8, 17 gray levels)."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pictures = (digits.images * (255 / 16)).round().astype(np.uint8)
-    source = Source(
-        size=len(pictures),
-        open=lambda index: Image.fromarray(pictures[index]),
-        name=lambda index: f"digit {index}",
-        labels=digits.target.astype(np.int64)[:, None],
-        class_names=[str(name) for name in digits.target_names],
-    )
-    return {"train": source}
-
-
-def from_image_folder(args, folder: Path) -> dict[str, Source]:
-    """A folder with one sub-folder a class, or with pictures only; or sub-folders train, validation or test of it."""
-    splits = {path.name: path for path in sorted(folder.iterdir()) if path.name in ("train", *VALIDATION_SPLITS)}
-    splits = {name: path for name, path in splits.items() if path.is_dir()}
-    if "train" not in splits:
-        splits = {"train": folder}
-    else:
-        others = [path for path in sorted(folder.iterdir()) if _is_class_folder(path) and path.name not in splits]
-        classes = [path.name for path in others if _images_in(path)]
-        if classes:
-            raise InputError(
-                f"{folder} holds a folder train, which would be the training split, beside other folders with "
-                f"pictures ({_few(classes)}); if train is a class, rename it"
-            )
-    class_names = [path.name for path in sorted(splits["train"].iterdir()) if _is_class_folder(path)]
-    return {name: _image_folder_split(args, path, class_names) for name, path in splits.items()}
-
-
-def _is_class_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith((".", "__"))
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def _image_folder_split(args, folder: Path, class_names: list[str]) -> Source:
-    if args.image_column or args.label_column:
-        column = args.image_column or args.label_column
-        raise InputError(f"{folder} is a folder of pictures and has no columns, so column {column!r} can't be chosen")
-    files, labels = [], []
-    for label, name in enumerate(class_names):
-        found = _images_in(folder / name)
-        if not found and (folder / name).is_dir():
-            raise InputError(f"class folder {folder / name} holds no images; remove it or fill it")
-        files += found
-        labels += [label] * len(found)
-    unlabelled = [path for path in _images_in(folder) if path.parent == folder]
-    if files and unlabelled:
-        raise InputError(
-            f"{folder} holds both class folders and pictures outside of them, such as {unlabelled[0].name}; "
-            "put every picture into a class folder, or all into one folder"
-        )
-    subfolders = [path.name for path in sorted(folder.iterdir()) if _is_class_folder(path)]
-    unknown = [name for name in subfolders if name not in class_names]
-    if unknown:
-        raise InputError(f"{folder} has a class {unknown[0]!r} that the training split lacks; it has {class_names}")
-    if not files and not unlabelled:
-        raise InputError(f"no images found in {folder}")
-    paths = files or unlabelled
-    return Source(
-        size=len(paths),
-        open=lambda index: Image.open(paths[index]),
-        name=lambda index: str(paths[index]),
-        labels=np.array(labels, dtype=np.int64)[:, None] if files else np.zeros((len(paths), 0), dtype=np.int64),
-        class_names=class_names if files else [],
-    )
-
-
-def from_datasets(args, path: str, **kwargs) -> dict[str, Source]:
-    """A data set of the Hub, or parquet files, by the `datasets` library."""
-    import datasets
-
-    try:
-        splits = datasets.load_dataset(path, **kwargs)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{describe(args)} can't be loaded: {reason}") from error
-    train = "train" if "train" in splits else next(iter(splits))
-    validation = next((name for name in VALIDATION_SPLITS if name in splits and name != train), None)
-    class_names: list[str | int] | None = None  # the training split decides
-    sources = {}
-    for name in (train, validation):
-        if name is not None:
-            sources[name], class_names = _from_split(args, name, splits[name], class_names)
-    return sources
-
-
-def _from_split(args, split_name: str, split, class_names: list | None) -> tuple[Source, list]:
-    import datasets
-
-    def choose(wanted: str | None, kind: str, fitting: list[str]) -> str | None:
-        if wanted is None:
-            return fitting[0] if fitting else None
-        if wanted not in split.features:
-            raise InputError(
-                f"{describe(args)} has no {kind} column {wanted!r}; its columns are {', '.join(split.features)}"
-            )
-        return wanted
-
-    images = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
-    image_column = choose(args.image_column, "image", images)
-    if image_column is None:
-        raise InputError(f"{describe(args)} has no image column; its columns are {', '.join(split.features)}")
-    if not isinstance(split.features[image_column], datasets.Image):
-        split = _cast_to_images(args, split, image_column)
-    classes = [name for name, kind in split.features.items() if isinstance(kind, datasets.ClassLabel)]
-    label_column = choose(args.label_column, "label", classes)
-
-    encoded = split.cast_column(image_column, datasets.Image(decode=False))
-    pictures = encoded.select_columns([image_column])
-
-    def open_image(index: int) -> Image.Image:
-        stored = pictures[index][image_column]
-        if stored is None:
-            raise OSError("there is no picture")
-        return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])
-
-    labels = np.zeros((len(split), 0), dtype=np.int64)
-    if label_column is not None:
-        labels, class_names = _class_labels(args, split_name, split, label_column, class_names)
-    source = Source(
-        size=len(split),
-        open=open_image,
-        name=lambda index: f"row {index} of split {split_name} of {describe(args)}",
-        labels=labels,
-        class_names=[str(name) for name in class_names or []],
-    )
-    return source, class_names or []
-
-
-def _cast_to_images(args, split, column: str):
-    import datasets
-
-    try:
-        return split.cast_column(column, datasets.Image())
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(
-            f"column {column!r} of {describe(args)} holds {split.features[column]}, not images"
-        ) from error
-
-
-def _class_labels(args, split_name: str, split, column: str, class_names: list | None) -> tuple[np.ndarray, list]:
-    import datasets
-
-    kind, values = split.features[column], split[column][:]
-    if isinstance(kind, datasets.ClassLabel):
-        labels = [NULL_LABEL if value is None else value for value in values]
-        class_names = kind.names
-        allowed = f"the ids 0 to {len(class_names) - 1} ({_few(class_names)})"
-    elif all(isinstance(value, (int, str, type(None))) for value in values):
-        class_names = class_names or sorted({value for value in values if value is not None})  # numbers by their size
-        ids = {name: index for index, name in enumerate(class_names)}
-        labels = [ids.get(value, NULL_LABEL) for value in values]
-        allowed = _few(class_names)
-    else:
-        raise InputError(f"column {column!r} of {describe(args)} holds {kind}, not one label a picture")
-    labels = np.array(labels, dtype=np.int64)
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if len(wrong):
-        raise InputError(
-            f"row {wrong[0]} of split {split_name} of {describe(args)} has the label {values[int(wrong[0])]}; allowed "
-            f"are {allowed}"
-        )
-    return labels[:, None], class_names
-
-
-def _few(names: list) -> str:
-    return ", ".join(map(str, names[:10])) + (", …" if len(names) > 10 else "")

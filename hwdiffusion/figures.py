@@ -85,3 +85,46 @@ def loss_curve(metrics: Path, output: Path, smoothing: int = 50):
     axes.legend()
     figure.savefig(output, dpi=110)
     plt.close(figure)
+
+
+def sweep_plots(rows: list[dict], output: Path):
+    """Label accuracy against Fréchet distance, and against images a second: a line for each scheduler and number of
+    steps, a point for each guidance. Written as `output`.png and .svg, readable in black and white."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    axes_of = {
+        "Fréchet distance": lambda row: row["distances"]["frechet_distance"] if "distances" in row else None,
+        "images a second": lambda row: row["images_per_second"],
+    }
+    labelled = "labels" in rows[0]
+    lines: dict[str, list[dict]] = {}
+    for row in rows:
+        name = "{scheduler}, {num_inference_steps} steps".format(**row["sampling"]).replace("Scheduler", "")
+        lines.setdefault(name, []).append(row)
+    panels = [name for name, value in axes_of.items() if value(rows[0]) is not None]
+    if not labelled:
+        panels = ["images a second"] if len(panels) > 1 else []  # the distance is what is plotted against it
+    if not panels:
+        return
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.2), constrained_layout=True)
+    for axes, panel in zip([all_axes] if len(panels) == 1 else all_axes, panels):
+        for index, (name, points) in enumerate(lines.items()):
+            x = [axes_of[panel](row) for row in points]
+            y = [row["labels"]["accuracy"] if labelled else axes_of["Fréchet distance"](row) for row in points]
+            style = {"marker": "osD^vP*X"[index % 8], "linestyle": ("-", "--", ":", "-.")[index // 8 % 4]}
+            axes.plot(x, y, markersize=5, linewidth=1, label=name, **style)
+            for a, b, row in zip(x, y, points):
+                note = f"{row['sampling']['guidance_scale']:g}"
+                axes.annotate(note, (a, b), textcoords="offset points", xytext=(4, 4), fontsize=7)
+        axes.set_xlabel(panel)
+        axes.set_ylabel("label accuracy" if labelled else "Fréchet distance")
+        axes.grid(alpha=0.3)
+        if panel == "images a second":
+            axes.set_xscale("log")
+    (all_axes if len(panels) == 1 else all_axes[0]).legend(fontsize=7, title="numbers: guidance", title_fontsize=7)
+    for suffix in (".png", ".svg"):
+        figure.savefig(output.with_suffix(suffix), dpi=130)
+    plt.close(figure)

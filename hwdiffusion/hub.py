@@ -1,4 +1,4 @@
-"""The model card of a run, and its way to the Hub."""
+"""The model cards of runs, and their way to the Hub."""
 
 from pathlib import Path
 
@@ -54,6 +54,71 @@ The whole configuration:
 """
 
 
+_CLASSIFIER_CARD = """---
+{metadata}
+---
+
+# {title}
+
+A stock `ResNetForImageClassification` of [transformers](https://github.com/huggingface/transformers), trained from
+scratch with `hwdiffusion` {version}. {purpose}
+
+Test accuracy: **{accuracy:.4f}** (95 % interval {low:.4f} to {high:.4f}), on the validation pictures named below,
+which it has not seen in training.
+
+## Inputs
+
+`pixel_values` are `{shape}`, in [-1, 1], scaled to that size. {inputs}
+The outputs are {classes}.
+
+## Training
+
+{data}; {steps} steps of {batch} pictures a process. The whole configuration:
+
+```yaml
+{config}```
+"""
+
+
+def write_classifier_card(config: Config, model_config, interval: tuple[float, float], steps: int):
+    """Write `README.md` into a classifier's folder: what it is, what goes in, how often it is right."""
+    args, output_dir = config.args, Path(config.args.output_dir)
+    names = [model_config.id2label[k] for k in sorted(model_config.id2label)]
+    kind = "latents, times their scaling factor," if model_config.latent else "pictures"
+    inputs = f"They are {kind}, noised, and in the last channel the noise level, timestep / 1000 of the schedule."
+    metadata = ModelCardData(
+        library_name="transformers", pipeline_tag="image-classification", tags=["hwdiffusion"], metrics=["accuracy"]
+    )
+    card = _CLASSIFIER_CARD.format(
+        metadata=metadata.to_yaml(),
+        title=output_dir.resolve().name,
+        version=__version__,
+        purpose="It guides sampling." if model_config.noise_aware else "It judges generated pictures.",
+        accuracy=model_config.test_accuracy,
+        low=interval[0],
+        high=interval[1],
+        shape=f"(B, {model_config.num_channels}, {', '.join(map(str, model_config.image_size))})",
+        inputs=inputs if model_config.noise_aware else "",
+        classes="by how many quarters a picture is turned"
+        if model_config.pretext == "rotation"
+        else f"the classes {', '.join(names[:20])}{', …' if len(names) > 20 else ''}",
+        data=model_config.trained_on,
+        steps=steps,
+        batch=args.train_batch_size * args.gradient_accumulation_steps,
+        config=yaml.safe_dump(_without_paths(config), sort_keys=False),
+    )
+    ModelCard(card).save(output_dir / "README.md")
+
+
+def _without_paths(config: Config) -> dict:
+    settings = config.to_dict()
+    flags = settings[config.script]
+    for key in ("train_data_dir", "vqvae"):  # a whole path would tell of a machine
+        if flags.get(key) is not None and Path(flags[key]).exists():
+            flags[key] = Path(flags[key]).name
+    return settings
+
+
 def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: str, steps: int):
     """Write `README.md` into the run folder: what the model is, how to load it, what it was trained on and how."""
     args, output_dir = config.args, Path(config.args.output_dir)
@@ -69,11 +134,6 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         tags=["hwdiffusion", "diffusion", *(["class-conditional"] if names else [])],
         datasets=[args.dataset_name] if on_hub else None,
     )
-    settings = config.to_dict()
-    flags = settings[config.script]
-    for key in ("train_data_dir", "vqvae"):  # a whole path would tell of a machine
-        if flags.get(key) is not None and Path(flags[key]).exists():
-            flags[key] = Path(flags[key]).name
     card = _CARD.format(
         metadata=metadata.to_yaml(),
         title=output_dir.resolve().name,
@@ -88,13 +148,26 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         scheduler=type(pipeline.scheduler).__name__,
         inference_steps=pipeline.config.default_num_inference_steps,
         guidance=pipeline.config.default_guidance_scale,
-        config=yaml.safe_dump(settings, sort_keys=False),
+        config=yaml.safe_dump(_without_paths(config), sort_keys=False),
     )
     ModelCard(card).save(output_dir / "README.md")
 
 
+def add_to_card(run: Path, title: str, text: str):
+    """Put a section into a run's card, in the place of the one of that title if there is one."""
+    path = run / "README.md"
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    start, end = f"<!-- {title} -->", f"<!-- end of {title} -->"
+    if start in card and end in card:
+        card = card[: card.index(start)] + card[card.index(end) + len(end) :].lstrip("\n")
+    section = f"{start}\n## {title}\n\n{text}\n{end}\n"
+    part = path.with_name("README.md.part")
+    part.write_text(f"{card.rstrip()}\n\n{section}", encoding="utf-8")
+    part.replace(path)
+
+
 def push(run: Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Upload a run's pipeline, card and samples, without checkpoints, to the Hub; the address is returned.
+    """Upload a run's pipeline or classifier with its card, without checkpoints, to the Hub; the address is returned.
 
     Args:
         run: a run folder.
@@ -106,6 +179,7 @@ def push(run: Path, repo_id: str, private: bool = False, token: str | None = Non
     own_name = f'from_pretrained("{run.resolve().name}"'
     (run / "README.md").write_text(card.replace(own_name, f'from_pretrained("{repo_id}"'), encoding="utf-8")
     files = ["model_index.json", "pipeline_*.py", "README.md", "samples.png", "loss.png", "config.yaml"]
+    files += ["config.json", "model*.safetensors*"]  # a classifier
     folders = ["unet/*", "scheduler/*", "vqvae/*"]
     api.upload_folder(
         repo_id=repo_id, folder_path=run, allow_patterns=files + folders, commit_message="Upload pipeline"

@@ -8,7 +8,18 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin, UNet2DConditionModel, VQModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    SchedulerMixin,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    VQModel,
+)
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from hwdiffusion import InputError
 from hwdiffusion.objectives import PREDICTION_TYPES
@@ -91,6 +102,35 @@ def build_noise_scheduler(section: dict, latent: bool) -> DDPMScheduler:
     return scheduler
 
 
+def build_classifier(
+    section: dict, channels: int, size: tuple[int, int], class_names: list[str], **contract: Any
+) -> ResNetForImageClassification:
+    """A stock `ResNetForImageClassification` for inputs `(B, channels, *size)` in [-1, 1].
+
+    What feeds it must be known to whoever loads it, so its config also has an `image_size`, to which inputs are scaled
+    first (by default twice the pictures' size where that is small: the stem's stride is 4), and the `contract`.
+
+    Raises:
+        InputError: a key that isn't known, a value that doesn't fit.
+    """
+    section = _completed("classifier", section, num_channels=channels, **contract)
+    section = {
+        "layer_type": "basic",
+        "embedding_size": 32,
+        "hidden_sizes": [32, 64, 128],
+        "depths": [1, 1, 1],
+        **section,
+    }
+    image_size = section.pop("image_size", [side * 2 if max(size) < 64 else side for side in size])
+    if not (isinstance(image_size, list) and len(image_size) == 2 and all(isinstance(n, int) for n in image_size)):
+        raise InputError(f"image_size in section classifier must be a list of height and width, not {image_size!r}")
+    given = {key: value for key, value in section.items() if key not in contract}
+    _check_keys("classifier", given, ResNetConfig)
+    names = {"id2label": dict(enumerate(class_names)), "label2id": {name: k for k, name in enumerate(class_names)}}
+    config = _build("classifier", ResNetConfig, {**section, **names, "image_size": image_size})
+    return _build("classifier", ResNetForImageClassification, {"config": config})
+
+
 def sampling_scheduler(noise_scheduler: DDPMScheduler) -> SchedulerMixin:
     """The DDIM scheduler that a trained pipeline is saved with."""
     # at zero terminal SNR the last timestep must be visited, which only this spacing does
@@ -146,6 +186,21 @@ def latent_shape(vqvae: VQModel, size: tuple[int, int]) -> tuple[int, int, int]:
     factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
     channels = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
     return (channels, size[0] // factor, size[1] // factor)
+
+
+SAMPLERS = {
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "dpmpp": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+}
+
+
+def swap_scheduler(pipeline: ClassConditionalPipeline, name: str):
+    """Give a pipeline another scheduler, one of `SAMPLERS`, for the same model."""
+    pipeline.scheduler = SAMPLERS[name].from_config(pipeline.scheduler.config)
 
 
 def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditionalPipeline:

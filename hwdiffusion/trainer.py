@@ -31,7 +31,8 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from hwdiffusion import InputError, figures
-from hwdiffusion.config import SCRIPTS, Config
+from hwdiffusion.arguments import SCRIPTS
+from hwdiffusion.config import Config
 from hwdiffusion.randomness import BatchOrder, Draws
 
 
@@ -60,6 +61,15 @@ class _Part:
     ema: EMAModel | None
 
 
+@dataclass
+class Evaluation:
+    """What is measured while a run is trained: every so many `steps`, and at the end."""
+
+    steps: int
+    measure: Callable[[], dict[str, float]]
+    rank: Callable[[dict[str, float]], float]  # the best is the one that ranks highest
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The run folder
 # ---------------------------------------------------------------------------------------------------------------------
@@ -72,7 +82,7 @@ def check_run(config: Config):
         InputError: the folder holds something else, or a run with other settings; the tracker isn't installed.
     """
     folder, args = Path(config.args.output_dir), config.args
-    launched, processes = int(os.environ.get("WORLD_SIZE", 1)), _processes()
+    launched, processes = int(os.environ.get("WORLD_SIZE", 1)), current_processes()
     if launched != processes.num_processes:
         raise InputError(
             f"{launched} processes were launched, but they don't know of each other; on CPUs launch with "
@@ -129,7 +139,7 @@ def prepare_output_dir(config: Config):
     """Make the run folder and write the configuration into it; with --overwrite_output_dir delete the run there."""
     if config.args.dry_run:
         return
-    folder, processes = Path(config.args.output_dir), _processes()
+    folder, processes = Path(config.args.output_dir), current_processes()
     if processes.is_main_process:
         if config.args.overwrite_output_dir:
             _delete_run(folder)
@@ -140,7 +150,8 @@ def prepare_output_dir(config: Config):
     processes.wait_for_everyone()
 
 
-def _processes() -> PartialState:
+def current_processes() -> PartialState:
+    """The processes that were launched together, and their device."""
     # Told of the CPU, because the first state that is made decides for all: without it, processes that were launched
     # on CPUs would not know of each other, and each would train alone.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
@@ -359,6 +370,7 @@ class Trainer:
         dataset,
         save: Callable[[Path], None],
         preview: Callable[[], Any] | None = None,
+        evaluation: Evaluation | None = None,
     ) -> Iterator[Batch]:
         """Yield micro-batches until the run is done; checkpoints, logs and grids are made in between.
 
@@ -366,6 +378,7 @@ class Trainer:
             dataset: `dataset[list of indices]` gives the data of a batch.
             save: writes the artefact (a pipeline, a model) with the present weights into a folder.
             preview: returns a picture of what the model does.
+            evaluation: measures what the model does; the best artefact is kept in `best`.
         """
         if self.args.dry_run:
             self.max_steps = DRY_RUN_STEPS
@@ -420,14 +433,14 @@ class Trainer:
                 torch.manual_seed(int(np.random.SeedSequence(coordinates).generate_state(1, np.uint64)[0] >> 1))
                 with self.accelerator.accumulate(*models):
                     yield Batch(data, Draws(self.args.seed, self.step, places), self.step)
-            self._finish_step(progress, save, preview)
+            self._finish_step(progress, save, preview, evaluation)
         progress.close()
         if self.args.dry_run:
             self._report_dry_run(started)
         else:
             self._finish(save)
 
-    def _finish_step(self, progress, save, preview):
+    def _finish_step(self, progress, save, preview, evaluation):
         for part in self._parts.values():
             if part.ema is not None:
                 part.ema.step(part.model.parameters())
@@ -449,6 +462,8 @@ class Trainer:
             self._write_logs(progress)
         if self.step in self.sample_steps and preview is not None:
             self._draw(preview)
+        if evaluation is not None and (self.step % evaluation.steps == 0 or last):
+            self._evaluate(evaluation, save)
         if self.step % self.checkpointing_steps == 0 or last:
             self.save_checkpoint(save)
 
@@ -505,6 +520,29 @@ class Trainer:
                 if hasattr(tracker, "log_images"):
                     layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                     tracker.log_images({"samples": np.asarray(picture)[None]}, step=self.step, **layout)
+        self.accelerator.wait_for_everyone()
+
+    def _evaluate(self, evaluation: Evaluation, save):
+        if self.is_main_process:
+            with self.averaged_weights():
+                measured = evaluation.measure()
+                best = self.output_dir / "best"
+                known = best / "evaluation.json"
+                earlier = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else None
+                if earlier is None or evaluation.rank(measured) > evaluation.rank(earlier):
+                    part = best.with_name("best.part")
+                    shutil.rmtree(part, ignore_errors=True)
+                    save(part)
+                    (part / "evaluation.json").write_text(
+                        json.dumps({"step": self.step, **measured}), encoding="utf-8"
+                    )
+                    shutil.rmtree(best, ignore_errors=True)
+                    os.replace(part, best)
+            with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, **measured}) + "\n")
+            self.accelerator.log(measured, step=self.step)
+            said = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in measured.items())
+            tqdm.write(f"step {self.step}: {said}")
         self.accelerator.wait_for_everyone()
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_a_resolution_that_the_factor_does_not_divide(script, fails):
     assert "use 16 14 or 18 16" in fails(script, "--resolution", "16", "15")
 
 
-@every_script
+@pytest.mark.parametrize("script", ["train_vqgan", "train_ddpm", "train_ldm"])
 def test_channels_that_the_norm_groups_do_not_divide(script, fails):
     section = "vqvae" if script == "train_vqgan" else "unet"
     said = fails(script, f"--{section}.block_out_channels", "[8, 18]")
@@ -180,8 +180,9 @@ def test_an_unknown_preset_flag_or_key(script, fails, tmp_path, capsys):
     assert "did you mean digits?" in capsys.readouterr().err
     assert "did you mean --learning_rate?" in fails(script, "--learnin_rate", "1")
     assert "did you mean resolution?" in fails(script, preset={"resolutions": 16})
-    section = "vqvae" if script == "train_vqgan" else "unet"
-    assert "did you mean norm_num_groups?" in fails(script, f"--{section}.norm_num_group", "4")
+    key = {"train_vqgan": "vqvae.norm_num_groups", "train_classifier": "classifier.hidden_sizes"}
+    key = key.get(script, "unet.norm_num_groups")
+    assert f"did you mean {key.split('.')[1]}?" in fails(script, f"--{key[:-1]}", "4")
     assert "learning_rate" in fails(script, "--learning_rate", "fast")
     assert "--train_batch_size must be at least 1" in fails(script, "--train_batch_size", "0")
     assert not (tmp_path / "output").exists()

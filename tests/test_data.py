@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hwdiffusion import InputError
-from hwdiffusion.config import DataArguments
+from hwdiffusion.arguments import DataArguments
 from hwdiffusion.data import decoder, flip, load_data, to_model_range
 
 

@@ -3,7 +3,7 @@ import torch
 from diffusers import VQModel
 
 from hwdiffusion import latents as latents_module
-from hwdiffusion.config import DataArguments
+from hwdiffusion.arguments import DataArguments
 from hwdiffusion.data import load_data, to_model_range
 from hwdiffusion.latents import LatentDataset, cached_latents, centred, encode, measure_scaling_factor
 

@@ -15,6 +15,7 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
+    from hwdiffusion.evaluation import training_judge
     from hwdiffusion.models import build_noise_scheduler, build_unet
     from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
 
@@ -24,6 +25,7 @@ def train(config: Config) -> Path:
     data = load_data(args)
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], (image_channels(args), *image_size(args)), len(data.id2label))
+    judge = training_judge(args, data)
     prepare_output_dir(config)
 
     def to_sample(images, draws):  # uint8 (B, C, H, W)
@@ -32,11 +34,11 @@ def train(config: Config) -> Path:
 
     trainer = Trainer(config, len(data.train))
     trainer.print(data.summary())
-    fit_unet(trainer, data.train, to_sample, unet, noise_scheduler, None, data)
+    fit_unet(trainer, data.train, to_sample, unet, noise_scheduler, None, data, judge)
     return Path(args.output_dir)
 
 
-def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
+def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, judge):
     """The loop that trains a UNet, on pixels and on latents alike.
 
     Args:
@@ -44,6 +46,7 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
         to_sample: a function of those and of the batch's draws, to what is noised, `(B, C, H, W)`.
         vqvae: the autoencoder of the pipeline that is saved; `None` for pixels.
         data: the pictures, for the names of their labels.
+        judge: measures the pipeline as it is trained, if it is not `None`.
     """
     from hwdiffusion.figures import sample_grid
     from hwdiffusion.hub import push, write_model_card
@@ -51,6 +54,7 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
     from hwdiffusion.models import build_pipeline
     from hwdiffusion.objectives import diffusion_loss, draw_timesteps
     from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
+    from hwdiffusion.trainer import Evaluation
 
     args = trainer.args
     pipeline = build_pipeline(unet, noise_scheduler, vqvae, data, args)
@@ -59,7 +63,16 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data):
         trainer.print(f"the UNet takes no labels: the {len(data.id2label)} classes are not used")
     unet = trainer.add_model("unet", unet, args.learning_rate)
 
-    for batch in trainer.batches(dataset, pipeline.save_pretrained, lambda: sample_grid(pipeline, args.seed)):
+    def rank(measured) -> float:
+        return measured["eval_label_accuracy"] if by_labels else -measured["eval_frechet_distance"]
+
+    by_labels = args.best_metric == "label_accuracy"
+    evaluation = None if judge is None else Evaluation(args.evaluation_steps, lambda: judge(pipeline), rank)
+
+    def preview():
+        return sample_grid(pipeline, args.seed)
+
+    for batch in trainer.batches(dataset, pipeline.save_pretrained, preview, evaluation):
         stored, labels = batch.data
         sample = to_sample(stored, batch.draws)  # (B, C, H, W)
         tokens = None

@@ -19,6 +19,7 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from hwdiffusion.data import image_channels, image_size, load_data
+    from hwdiffusion.evaluation import training_judge
     from hwdiffusion.latents import LatentDataset, cached_latents, measure_scaling_factor
     from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape, load_vqvae
     from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
@@ -39,6 +40,7 @@ def train(config: Config) -> Path:
         vqvae = build_vqvae(config.sections["vqvae"], channels, size)
     data = load_data(args)
     build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
+    judge = training_judge(args, data)
     prepare_output_dir(config)
 
     if first_stage is not None:
@@ -61,7 +63,7 @@ def train(config: Config) -> Path:
 
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
-    fit_unet(trainer, latents, to_sample, unet, noise_scheduler, vqvae, data)
+    fit_unet(trainer, latents, to_sample, unet, noise_scheduler, vqvae, data, judge)
     return output_dir
 
 

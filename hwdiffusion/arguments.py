@@ -1,0 +1,263 @@
+"""The flags of the scripts and commands, as dataclasses; `config.py` parses them."""
+
+from dataclasses import dataclass, field
+from typing import Literal, Optional
+
+
+@dataclass
+class DataArguments:
+    """Where pictures and labels come from. The first stage of a latent diffusion shares all of these."""
+
+    dataset_name: Optional[str] = field(
+        default=None, metadata={"help": "A data set of the Hub (ylecun/mnist), or `digits`, the embedded one."}
+    )
+    dataset_config_name: Optional[str] = field(default=None, metadata={"help": "The configuration of that data set."})
+    train_data_dir: Optional[str] = field(
+        default=None,
+        metadata={"help": "A folder instead: parquet files, one sub-folder a class, or pictures without labels."},
+    )
+    image_column: Optional[str] = field(default=None, metadata={"help": "Default: the first column with images."})
+    label_column: Optional[str] = field(default=None, metadata={"help": "Default: the column with class labels."})
+    resolution: list[int] = field(
+        default_factory=lambda: [32], metadata={"help": "Size in pixels: one number, or height and width."}
+    )
+    image_mode: Literal["L", "RGB"] = field(
+        default="RGB", metadata={"help": "What pictures are converted to: L (grayscale, one channel) or RGB."}
+    )
+    center_crop: bool = field(
+        default=True, metadata={"help": "Scale and crop the centre; with false, resize without keeping the aspect."}
+    )
+    random_flip: bool = field(default=False, metadata={"help": "Flip pictures horizontally at random."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "What is split off for validation where the data has no split of its own."}
+    )
+    max_train_samples: Optional[int] = field(
+        default=None, metadata={"help": "Use only so many pictures, drawn by the seed."}
+    )
+    skip_bad_images: bool = field(default=False, metadata={"help": "Skip and count unreadable pictures."})
+    image_memory_gb: float = field(
+        default=4.0, metadata={"help": "Decoded pictures are kept in memory up to this size, else read lazily."}
+    )
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that read pictures lazily."})
+
+
+@dataclass
+class MachineArguments:
+    """What the run is done with. The first stage of a latent diffusion shares these too."""
+
+    seed: int = field(default=0, metadata={"help": "Everything that is drawn in training is a function of it."})
+    mixed_precision: Optional[str] = field(
+        default=None, metadata={"help": "no, fp16 or bf16. Default: what `accelerate launch` was told, or no."}
+    )
+    report_to: Optional[str] = field(
+        default=None, metadata={"help": "tensorboard, wandb or another tracker of accelerate, besides metrics.jsonl."}
+    )
+    logging_steps: int = field(default=25, metadata={"help": "Losses are fetched from the device this often."})
+
+
+@dataclass
+class TrainingArguments(MachineArguments, DataArguments):
+    """The flags that every training script has."""
+
+    preset: str = field(default="digits", metadata={"help": "The name of a preset, or the path of a YAML file."})
+    output_dir: Optional[str] = field(default=None, metadata={"help": "The run folder. Default: runs/PRESET."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run in it and start anew."})
+    resume_from_checkpoint: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "`latest`, or a checkpoint folder, to continue from although settings changed. By default a run "
+            "continues from its latest checkpoint if its settings are the same."
+        },
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print configuration, sizes and the time a step takes."})
+
+    train_batch_size: int = field(default=64, metadata={"help": "Pictures a step, process and micro-batch."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches a step."})
+    max_train_steps: Optional[int] = field(default=None, metadata={"help": "Optimizer steps; or give epochs."})
+    num_train_epochs: Optional[int] = field(default=None, metadata={"help": "Epochs, if no steps are given."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "The highest learning rate."})
+    lr_scheduler: str = field(default="linear", metadata={"help": "linear, cosine, constant, constant_with_warmup."})
+    lr_warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
+    adam_weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    use_ema: bool = field(default=True, metadata={"help": "Save and sample an average of the weights."})
+    ema_max_decay: float = field(default=0.999, metadata={"help": "The average's largest decay."})
+    ema_power: float = field(default=0.75, metadata={"help": "Its warm-up: decay 1 - (1 + step)^-power."})
+
+    checkpointing_steps: Optional[int] = field(default=None, metadata={"help": "Default: a tenth of the run."})
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "Older checkpoints are deleted."})
+    sample_steps: Optional[list[int]] = field(default=None, metadata={"help": "Draw a sample grid after these steps."})
+    sample_epochs: Optional[list[int]] = field(default=None, metadata={"help": "And after these epochs."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished pipeline with its card."})
+    hub_model_id: Optional[str] = field(default=None, metadata={"help": "Where to: USER/NAME."})
+    hub_private: bool = field(default=False, metadata={"help": "Make that repository private."})
+
+
+@dataclass
+class VQGANArguments(TrainingArguments):
+    """Flags of train_vqgan.py."""
+
+    mse_weight: float = field(default=1.0, metadata={"help": "Weight of the squared error."})
+    l1_weight: float = field(default=0.2, metadata={"help": "Weight of the absolute error."})
+    perceptual_weight: float = field(default=0.0, metadata={"help": "Weight of the perceptual loss."})
+    perceptual_model: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "An image model of transformers, whose hidden states are compared. Default: a Laplacian pyramid, "
+            "which needs no model."
+        },
+    )
+    codebook_weight: float = field(default=1.0, metadata={"help": "Weight of codebook and commitment loss."})
+    commitment_beta: float = field(default=0.25, metadata={"help": "Weight of the commitment within it."})
+    codebook_restart_steps: int = field(default=100, metadata={"help": "Dead codes restart this often; 0: never."})
+    codebook_restart_until: float = field(default=0.6, metadata={"help": "The part of training with restarts."})
+    discriminator_weight: float = field(default=0.0, metadata={"help": "Weight of the adversarial loss; 0: none."})
+    discriminator_start: float = field(default=0.5, metadata={"help": "The part of training before it sets in."})
+    discriminator_learning_rate: float = field(default=2e-4, metadata={"help": "Its learning rate."})
+    discriminator_channels: int = field(default=64, metadata={"help": "Channels of its first layer."})
+    discriminator_layers: int = field(default=2, metadata={"help": "Its down-sampling layers."})
+
+
+@dataclass
+class DiffusionArguments(TrainingArguments):
+    """Flags of train_ddpm.py."""
+
+    label_dropout: float = field(
+        default=0.1, metadata={"help": "How often labels are dropped, so that guidance works; 0: never."}
+    )
+    timestep_sampling: Literal["uniform", "stratified"] = field(
+        default="stratified", metadata={"help": "Timesteps of a batch: independent, or spread evenly."}
+    )
+    snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
+    guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
+    num_inference_steps: int = field(default=50, metadata={"help": "Recommended by the saved pipeline."})
+
+    evaluation_steps: Optional[int] = field(
+        default=None, metadata={"help": "Judge samples this often, and keep the best pipeline in `best`."}
+    )
+    evaluation_samples: int = field(default=500, metadata={"help": "How many, always of the same labels and seeds."})
+    evaluation_classifier: Optional[str] = field(
+        default=None, metadata={"help": "By whom: a folder of train_classifier.py."}
+    )
+    best_metric: Literal["frechet_distance", "label_accuracy"] = field(
+        default="frechet_distance", metadata={"help": "What the best pipeline is chosen by."}
+    )
+
+
+@dataclass
+class LatentDiffusionArguments(DiffusionArguments):
+    """Flags of train_ldm.py."""
+
+    vqvae: Optional[str] = field(
+        default=None,
+        metadata={"help": "A trained VQModel: a folder or a Hub id. Default: train the first stage first."},
+    )
+
+
+@dataclass
+class ClassifierArguments(TrainingArguments):
+    """Flags of train_classifier.py."""
+
+    num_train_epochs: Optional[int] = field(default=20, metadata={"help": "Epochs, if no steps are given."})
+    train_batch_size: int = field(default=128, metadata={"help": "Pictures a step, process and micro-batch."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "The highest learning rate."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "As in cross-entropy; 0: none."})
+    pretext: Literal["none", "rotation", "auto"] = field(
+        default="auto",
+        metadata={
+            "help": "rotation: learn by how many quarters a picture was turned, which needs no labels. Default: that "
+            "where there are fewer than two classes."
+        },
+    )
+    random_shift: float = field(default=0.07, metadata={"help": "Largest random shift, as a share of the picture."})
+    random_rotation: float = field(default=10.0, metadata={"help": "Largest random rotation in degrees."})
+    random_scale: float = field(default=0.1, metadata={"help": "Largest random change of size, as a share."})
+    noise_aware: bool = field(
+        default=False,
+        metadata={"help": "Learn on noisy pictures and be told the noise level, in one more channel: for guidance."},
+    )
+    vqvae: Optional[str] = field(
+        default=None,
+        metadata={"help": "With --noise_aware: learn on the latents of this VQModel, a folder or Hub id."},
+    )
+
+
+SCRIPTS = {
+    "train_vqgan": VQGANArguments,
+    "train_ddpm": DiffusionArguments,
+    "train_ldm": LatentDiffusionArguments,
+    "train_classifier": ClassifierArguments,
+}
+
+
+SAMPLERS = ("ddpm", "ddim", "dpmpp", "unipc", "euler", "heun")
+METRICS = ("labels", "distances", "manifold", "memorisation", "cas")
+
+
+@dataclass
+class EvaluationArguments:
+    """Flags of `hwdiffusion evaluate`."""
+
+    run: Optional[str] = field(default=None, metadata={"help": "A run folder or Hub id; or give --images."})
+    images: Optional[str] = field(
+        default=None, metadata={"help": "Judge these instead of samples of a run: a folder, parquet files or an .npz."}
+    )
+    reference: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "The real side: a folder of pictures or parquet files, an .npz, a data set of the Hub, `digits`. "
+            "Default: what the run was trained on."
+        },
+    )
+    train_data_dir: Optional[str] = field(
+        default=None, metadata={"help": "Where the pictures that the run was trained on are now, if they have moved."}
+    )
+    num_samples: int = field(default=10_000, metadata={"help": "How many to draw, in turn of every label."})
+    batch_size: int = field(default=250, metadata={"help": "How many are drawn at once."})
+    seed: int = field(default=0, metadata={"help": "Sample i is drawn by the seed `seed` + i."})
+    guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})
+    num_inference_steps: Optional[int] = field(default=None, metadata={"help": "Default: the pipeline's own."})
+    scheduler: Optional[str] = field(
+        default=None, metadata={"help": "ddpm, ddim, dpmpp, unipc, euler or heun. Default: the pipeline's own."}
+    )
+    extractor: Literal["classifier", "inception", "dinov2"] = field(
+        default="classifier", metadata={"help": "What pictures are compared by."}
+    )
+    classifier: Optional[str] = field(
+        default=None, metadata={"help": "A folder of train_classifier.py. Default: one is trained on the real side."}
+    )
+    extractor_weights: Optional[str] = field(
+        default=None, metadata={"help": "A file with Inception's weights, or a folder or Hub id of a DINOv2."}
+    )
+    metrics: Optional[list[str]] = field(
+        default=None, metadata={"help": "labels, distances, manifold, memorisation, cas. Default: all but cas."}
+    )
+    save_images: Literal["none", "png", "npz"] = field(default="none", metadata={"help": "Keep the samples."})
+    resolution: Optional[list[int]] = field(
+        default=None, metadata={"help": "With --images: the size at which both sides are compared."}
+    )
+    image_mode: Literal["L", "RGB"] = field(default="RGB", metadata={"help": "With --images: gray or colour."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Skip and count unreadable pictures."})
+    output_dir: Optional[str] = field(default=None, metadata={"help": "Default: RUN/evaluation."})
+    device: Optional[str] = field(default=None, metadata={"help": "Default: a GPU if there is one."})
+
+
+@dataclass
+class SweepArguments(EvaluationArguments):
+    """Flags of `hwdiffusion sweep`: those of evaluate, some with many values."""
+
+    num_samples: int = field(default=1000, metadata={"help": "How many to draw for every combination."})
+    guidance_scale: Optional[list[float]] = field(default=None, metadata={"help": "Default: the pipeline's own."})
+    num_inference_steps: Optional[list[int]] = field(default=None, metadata={"help": "Default: the pipeline's own."})
+    scheduler: Optional[list[str]] = field(
+        default=None, metadata={"help": "Some of ddpm, ddim, dpmpp, unipc, euler, heun. Default: the pipeline's own."}
+    )
+
+    def swept(self) -> dict[str, Optional[list]]:
+        """What is combined, the slowest first."""
+        return {key: getattr(self, key) for key in ("scheduler", "num_inference_steps", "guidance_scale")}
+
+
+EVALUATIONS = {"evaluate": EvaluationArguments, "sweep": SweepArguments}

@@ -1,0 +1,161 @@
+"""Features of two sides, generated and real, and every figure that comes of comparing them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hwdiffusion import figures
+from hwdiffusion.data import ImageDataset
+from hwdiffusion.extractors import as_channels
+from hwdiffusion.metrics import (
+    FeatureStatistics,
+    frechet_distance,
+    kernel_distance,
+    label_scores,
+    manifold_scores,
+    memorisation,
+    nearest_neighbours,
+)
+from hwdiffusion.samples import CHUNK, Samples
+
+
+PIXELS = 32  # the largest side at which pictures are compared as they are
+
+
+@dataclass
+class Features:
+    """What is kept of pictures: features `(N, D)`, pixels `(N, P)`, probabilities `(N, K)` and labels `(N,)`."""
+
+    features: torch.Tensor
+    pixels: torch.Tensor
+    probabilities: torch.Tensor | None
+    labels: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, places) -> "Features":
+        return Features(*(None if part is None else part[places] for part in vars(self).values()))
+
+    @property
+    def statistics(self) -> FeatureStatistics:
+        return FeatureStatistics(self.features.shape[1]).update(self.features)
+
+
+@dataclass
+class Pictures:
+    """Pictures in memory, as a data set: uint8 `(N, C, H, W)` and ids `(N,)` or `None`."""
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, places) -> tuple[torch.Tensor, torch.Tensor]:
+        places = torch.as_tensor(places)
+        none = torch.zeros(len(places), 0, dtype=torch.long)
+        return self.images[places], none if self.labels is None else self.labels[places][:, None]
+
+
+def batches_of(pictures) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """uint8 `(B, C, H, W)` and ids `(B,)` of samples or of a data set."""
+    if isinstance(pictures, Samples):
+        yield from pictures.batches()
+        return
+    for start in range(0, len(pictures), CHUNK):
+        images, labels = pictures[range(start, min(start + CHUNK, len(pictures)))]
+        yield images, labels[:, 0] if labels.shape[1] else None
+
+
+def extract(extractor, pictures, what: str) -> Features:
+    """Features of all pictures; no more than a batch of pictures is in memory at a time."""
+    parts, names = [], extractor.class_names
+    known = names is not None and set(pictures.class_names) <= set(names)
+    ids = torch.tensor([names.index(name) for name in pictures.class_names]) if known else None
+    for images, labels in tqdm(batches_of(pictures), total=-(-len(pictures) // CHUNK), desc=what, leave=False):
+        features, probabilities = extractor(images)
+        # by the ids of the classifier, which may know more classes
+        parts.append(
+            (features, small_pixels(images), probabilities, ids[labels] if labels is not None and known else None)
+        )
+    return Features(*(None if part[0] is None else torch.cat(part) for part in zip(*parts)))
+
+
+def small_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Pictures as rows, in [0, 1], of at most `PIXELS` a side: `(B, P)`."""
+    images = images.float() / 255
+    if max(images.shape[-2:]) > PIXELS:
+        images = F.interpolate(images, size=[min(side, PIXELS) for side in images.shape[-2:]], mode="area")
+    return images.flatten(1)
+
+
+def measure(
+    ours: Features,
+    held_out: Features,
+    training: Features | None,
+    wanted: set[str],
+    class_names: list[str] | None,
+    seed: int,
+) -> dict:
+    """All measures of generated pictures against held-out real ones, and the floor: the same of real pictures.
+
+    The floor is of as many training pictures as there are generated ones, or as there are; where the training pictures
+    aren't known, of one half of the held-out ones against the other.
+    """
+    generator = torch.Generator().manual_seed(seed)  # folders come sorted by class
+    held_out = held_out[torch.randperm(len(held_out), generator=generator)]
+    ours = ours[torch.randperm(len(ours), generator=generator)]
+    if training is not None:
+        real, against = training[torch.randperm(len(training), generator=generator)[: len(ours)]], held_out
+    else:
+        half = len(held_out) // 2
+        real, against = held_out[:half], held_out[half:]
+    report: dict = {"floor": {"n": len(real), "of": "training" if training is not None else "one half"}}
+    if "labels" in wanted:
+        report["labels"] = label_scores(ours.probabilities, ours.labels)
+        if held_out.labels is not None:
+            report["floor"]["labels"] = label_scores(held_out.probabilities, held_out.labels)
+        for scores in (report["labels"], report["floor"].get("labels")):
+            if scores:
+                scores["per_class"] = dict(zip(class_names, scores["per_class"]))
+    for name, function in (("distances", distances), ("manifold", manifold)):
+        if name in wanted:
+            report[name] = function(held_out, ours)
+            report["floor"][name] = function(against, real)
+    if "memorisation" in wanted and training is not None:
+        report["memorisation"] = {
+            space: memorisation(*(getattr(side, space) for side in (ours, held_out, training)))
+            for space in ("features", "pixels")
+        }
+    return report
+
+
+def distances(real: Features, ours: Features) -> dict:
+    mean, deviation = kernel_distance(real.features, ours.features)
+    return {
+        "frechet_distance": frechet_distance(real.statistics, ours.statistics),
+        "kernel_distance": mean,
+        "kernel_distance_sd": deviation,
+    }
+
+
+def manifold(real: Features, ours: Features) -> dict:
+    count = min(len(real), len(ours))  # with equal numbers the figures compare
+    return {"n": count, **manifold_scores(real.features[:count], ours.features[:count])}
+
+
+def nearest_pairs(ours: Features, training: Features, generated, data: ImageDataset, pairs: int = 16) -> Image.Image:
+    """The samples that are nearest to a training picture, each beside it."""
+    nearest, which = nearest_neighbours(ours.features, training.features)
+    closest = nearest.argsort()[:pairs]
+    samples = generated.images(closest) if isinstance(generated, Samples) else generated[closest][0]
+    real = data[which[closest]][0]
+    channels = max(samples.shape[1], real.shape[1])
+    both = torch.stack([as_channels(side.float(), channels) for side in (samples, real)], dim=1).flatten(0, 1)
+    return figures.image_grid(figures.to_pil(both / 127.5 - 1), columns=8)

@@ -1,0 +1,162 @@
+"""What pictures are compared by: our own classifier, Inception, DINOv2.
+
+An extractor takes uint8 pictures `(B, C, H, W)` of any size, gray or colour, and gives their features `(B, D)` and,
+if it is a classifier of labels, probabilities `(B, K)`. Each does its own scaling, so that sources compare.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from hwdiffusion import InputError
+
+
+EXTRACTORS = ("classifier", "inception", "dinov2")
+
+
+def load_extractor(name: str, source: str | None, device: torch.device | str = "cpu"):
+    """The extractor of that name.
+
+    Args:
+        name: one of `EXTRACTORS`.
+        source: a folder or Hub id of the classifier or the DINOv2, a file with the weights of Inception; `None` takes
+            the standard one, which a classifier hasn't.
+
+    Raises:
+        InputError: it can't be had.
+    """
+    if name == "classifier":
+        if source is None:
+            raise InputError("the extractor `classifier` needs --classifier FOLDER; train_classifier.py trains one")
+        return ClassifierExtractor(source, device)
+    return {"inception": InceptionExtractor, "dinov2": DINOv2Extractor}[name](source, device)
+
+
+def as_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """Pictures `(B, C, H, W)` with 1 or 3 channels as pictures with 1 or 3 channels."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    luma = images.new_tensor([0.299, 0.587, 0.114])[:, None, None]  # as Pillow's mode L (ITU-R 601-2)
+    return (images * luma).sum(dim=1, keepdim=True)
+
+
+def scaled(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Pictures scaled to height and width, without aliasing."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+
+
+class ClassifierExtractor:
+    """A classifier of `train_classifier.py`; the features are those before its last layer.
+
+    Raises:
+        InputError: the folder holds no such classifier, or one that sees noisy pictures or latents.
+    """
+
+    name = "classifier"
+
+    def __init__(self, source: str, device="cpu"):
+        from transformers import ResNetForImageClassification
+
+        try:
+            self.model = ResNetForImageClassification.from_pretrained(source).to(device).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"--classifier {source} can't be loaded: {reason}") from error
+        config = self.model.config
+        if not hasattr(config, "image_size") or not hasattr(config, "pretext"):
+            raise InputError(f"--classifier {source} says nothing of its inputs; use one of train_classifier.py")
+        if config.noise_aware:
+            raise InputError(f"--classifier {source} is trained on noisy pictures; metrics need a clean one")
+        self.source, self.device = source, device
+        self.dimension = config.hidden_sizes[-1]
+        # a network that only knows how a picture is turned can't judge labels
+        self.class_names = (
+            [config.id2label[k] for k in sorted(config.id2label)] if config.pretext == "labels" else None
+        )
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        config = self.model.config
+        pictures = as_channels(images.to(self.device).float() / 127.5 - 1, config.num_channels)
+        pooled = self.model.resnet(scaled(pictures, config.image_size)).pooler_output  # (B, D, 1, 1)
+        probabilities = self.model.classifier(pooled).softmax(dim=1).cpu() if self.class_names else None
+        return pooled.flatten(1).cpu(), probabilities
+
+    def describe(self) -> dict:
+        config = self.model.config
+        digest = hashlib.sha256()
+        for _, tensor in sorted(self.model.state_dict().items()):
+            digest.update(tensor.cpu().numpy().tobytes())
+        return {
+            "extractor": self.name,
+            "model": Path(self.source).name,
+            "weights_sha256": digest.hexdigest()[:16],
+            "trained_on": config.trained_on,
+            "pretext": config.pretext,
+            "test_accuracy": config.test_accuracy,
+            "dimension": self.dimension,
+        }
+
+
+class InceptionExtractor:
+    """The Inception-v3 that Fréchet distances are usually given by, as torch-fidelity computes it (extra `fid`)."""
+
+    name, dimension, class_names = "inception", 2048, None
+
+    def __init__(self, source: str | None = None, device="cpu"):
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise InputError('the extractor `inception` needs `pip install "hwdiffusion[fid]"`') from error
+        try:
+            self.model = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=source)
+        except Exception as error:  # whatever the download or the file trips over
+            reason = " ".join(str(error).split())[:200]
+            where = "the standard weights" if source is None else source
+            raise InputError(f"{where} of Inception can't be loaded, name a file of them: {reason}") from error
+        self.model.to(device)
+        self.source, self.device = source, device
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        return self.model(images.contiguous().to(self.device))[0].cpu(), None
+
+    def describe(self) -> dict:
+        weights = "standard" if self.source is None else Path(self.source).name
+        return {"extractor": self.name, "model": weights, "dimension": self.dimension}
+
+
+class DINOv2Extractor:
+    """A DINOv2 of the Hub (Oquab et al. 2023); the features are those of its class token."""
+
+    name, class_names = "dinov2", None
+
+    def __init__(self, source: str | None = None, device="cpu"):
+        from transformers import Dinov2Model
+
+        self.source, self.device = source or "facebook/dinov2-small", device
+        try:
+            self.model = Dinov2Model.from_pretrained(self.source).to(device).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"DINOv2 {self.source} can't be loaded: {reason}") from error
+        self.dimension = self.model.config.hidden_size
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        # as its image processor: 224x224, and the mean and deviation of ImageNet
+        pictures = scaled(as_channels(images.to(self.device).float() / 255, 3), (224, 224))
+        mean = pictures.new_tensor([0.485, 0.456, 0.406])[:, None, None]
+        deviation = pictures.new_tensor([0.229, 0.224, 0.225])[:, None, None]
+        return self.model((pictures - mean) / deviation).pooler_output.cpu(), None
+
+    def describe(self) -> dict:
+        return {"extractor": self.name, "model": Path(self.source).name, "dimension": self.dimension}

@@ -1,0 +1,170 @@
+"""Samples of a pipeline for an evaluation: drawn by all processes, kept chunk by chunk, each with a seed of its own.
+
+Sample i has the seed `seed` + i and the label i mod K. So an interrupted evaluation continues where it stopped, and a
+longer one only adds to a shorter one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hwdiffusion.arguments import EvaluationArguments
+
+
+CHUNK = 250  # samples a file
+
+
+def labels_of(class_names: list[str], start: int, stop: int) -> torch.Tensor | None:
+    """The ids `(stop - start,)` of samples: every class in turn; `None` without classes."""
+    return torch.arange(start, stop) % len(class_names) if class_names else None
+
+
+def draw(pipe, start: int, stop: int, seed: int, steps: int | None = None, guidance: float | None = None):
+    """Samples `start` to `stop` of a pipeline, uint8 `(B, C, H, W)`."""
+    images = pipe(
+        labels=labels_of(list(pipe.id2label.values()), start, stop),
+        num_images_per_prompt=1 if pipe.id2label else stop - start,
+        guidance_scale=guidance,
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(seed + index) for index in range(start, stop)],
+        output_type="pt",
+    ).images
+    return (images.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+class Samples:
+    """Samples of a pipeline, kept in files of `CHUNK` until the evaluation is done; those that are there stay."""
+
+    def __init__(self, output_dir: Path, pipe, args: EvaluationArguments):
+        steps, guidance = sampling_defaults(pipe, args)
+        self.settings = {
+            "scheduler": type(pipe.scheduler).__name__,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "seed": args.seed,
+            "weights_sha256": weights_digest(pipe),
+        }
+        scheduler = {key: str(value) for key, value in sorted(pipe.scheduler.config.items())}
+        key = json.dumps([self.settings, scheduler], sort_keys=True)
+        self.folder = output_dir / f"samples-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        self.count, self.batch_size, self.seed = args.num_samples, args.batch_size, args.seed
+        self.class_names = list(pipe.id2label.values())
+        starts = range(0, self.count, CHUNK)
+        self.chunks = [(start, min(start + CHUNK, self.count)) for start in starts]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def describe(self) -> str:
+        return "{scheduler}, {num_inference_steps} steps, guidance {guidance_scale}".format(**self.settings)
+
+    def draw(self, pipe, processes: PartialState):
+        """Draw what is not there yet; the processes share the work."""
+        if processes.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob("*.part"):
+                unfinished.unlink()
+        processes.wait_for_everyone()
+        missing = [chunk for chunk in self.chunks if not self._path(*chunk).is_file()]
+        processes.wait_for_everyone()  # all have looked before one of them writes
+        mine = missing[processes.process_index :: processes.num_processes]
+        bar = tqdm(
+            total=self.count,
+            initial=self.count - sum(stop - start for start, stop in missing),
+            unit="img",
+            desc="sampling",
+            disable=not processes.is_main_process,
+        )
+        steps, guidance = self.settings["num_inference_steps"], self.settings["guidance_scale"]
+        for start, stop in mine:
+            began = time.perf_counter()
+            images = [
+                draw(pipe, first, min(first + self.batch_size, stop), self.seed, steps, guidance)
+                for first in range(start, stop, self.batch_size)
+            ]
+            part = self._path(start, stop).with_suffix(".part")
+            with open(part, "wb") as file:
+                seconds = time.perf_counter() - began
+                np.savez(file, images=torch.cat(images).numpy(), seconds=seconds)
+            os.replace(part, self._path(start, stop))
+            bar.update((stop - start) * processes.num_processes)
+        bar.close()
+
+    def _path(self, start: int, stop: int) -> Path:
+        return self.folder / f"{start:07d}-{stop:07d}.npz"
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        for start, stop in self.chunks:
+            with np.load(self._path(start, stop), allow_pickle=False) as file:
+                yield torch.from_numpy(file["images"]), labels_of(self.class_names, start, stop)
+
+    def images_per_second(self) -> float:
+        """Of one process, as it was when they were drawn."""
+        seconds = 0.0
+        for chunk in self.chunks:
+            with np.load(self._path(*chunk), allow_pickle=False) as file:
+                seconds += float(file["seconds"])
+        return self.count / seconds
+
+    def images(self, places: torch.Tensor) -> torch.Tensor:
+        """Some of them, uint8 `(B, C, H, W)`."""
+        chosen = []
+        for place in places.tolist():
+            start, stop = self.chunks[place // CHUNK]
+            with np.load(self._path(start, stop), allow_pickle=False) as file:
+                chosen.append(torch.from_numpy(file["images"][place - start]))
+        return torch.stack(chosen)
+
+    def keep(self, how: str, output_dir: Path):
+        """Turn the chunks into PNGs in class folders (`samples/`) or one `samples.npz`, or delete them."""
+        if how == "npz":
+            save_npz(output_dir / "samples.npz", self.batches(), self.class_names)
+        elif how == "png":
+            index = 0
+            for images, labels in self.batches():
+                for image, label in zip(images, labels if labels is not None else [None] * len(images)):
+                    name = "" if label is None else self.class_names[int(label)].replace("/", "_")
+                    folder = output_dir / "samples" / name
+                    folder.mkdir(parents=True, exist_ok=True)
+                    array = image.permute(1, 2, 0).squeeze(-1).numpy()
+                    Image.fromarray(array).save(folder / f"{index:06d}.png")
+                    index += 1
+        shutil.rmtree(self.folder)
+
+
+def weights_digest(pipe) -> str:
+    """The first digits of the SHA-256 of a pipeline's weights."""
+    digest = hashlib.sha256()
+    for component in (pipe.unet, pipe.vqvae):
+        for _, tensor in sorted(component.state_dict().items()) if component is not None else []:
+            digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_npz(path: Path, batches, class_names: list[str]):
+    """Pictures as an .npz that `--images`, `--reference` and `--train_data_dir` take."""
+    images, labels = zip(*batches)
+    arrays = {"images": torch.cat(images).permute(0, 2, 3, 1).numpy()}
+    if labels[0] is not None:
+        arrays |= {"labels": torch.cat(labels).numpy(), "class_names": np.array(class_names)}
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(part, path)
+
+
+def sampling_defaults(pipe, args: EvaluationArguments) -> tuple[int, float]:
+    """The number of steps and the guidance that the arguments ask for, or else the pipeline's own."""
+    steps, guidance = args.num_inference_steps, args.guidance_scale
+    steps = pipe.config.default_num_inference_steps if steps is None else steps
+    return steps, pipe.config.default_guidance_scale if guidance is None else guidance

@@ -1,0 +1,279 @@
+"""Every source of pictures and labels, split by split, not yet decoded.
+
+There are the embedded digits, a data set of the Hub, a folder of parquet files, a folder with one sub-folder a class,
+a folder of pictures without labels, and arrays in an .npz file. To add one, write a function that returns a dict of
+`Source`, one a split, and call it in `read_sources`.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hwdiffusion import InputError
+
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+NULL_LABEL = -1
+
+
+@dataclass
+class Source:
+    """A split before its pictures are decoded: `open(i)` gives picture i, `name(i)` what to call it in an error."""
+
+    size: int
+    open: Callable[[int], Image.Image]
+    name: Callable[[int], str]
+    labels: np.ndarray  # (N, T) ids, padded with -1; T = 0 without labels
+    class_names: list[str]
+
+
+def describe(args) -> str:
+    return args.train_data_dir if args.train_data_dir is not None else f"data set {args.dataset_name}"
+
+
+def read_sources(args) -> dict[str, Source]:
+    """The splits of what the arguments name."""
+    if args.train_data_dir is not None:
+        folder = Path(args.train_data_dir)
+        if folder.suffix == ".npz":
+            return from_arrays(args, folder)
+        if not folder.is_dir():
+            raise InputError(f"--train_data_dir {folder} is not a folder")
+        if any(folder.rglob("*.parquet")):
+            return from_datasets(args, "parquet", data_dir=str(folder))
+        return from_image_folder(args, folder)
+    if args.dataset_name == "digits":
+        return embedded_digits()
+    return from_datasets(args, args.dataset_name, name=args.dataset_config_name)
+
+
+def embedded_digits() -> dict[str, Source]:
+    """scikit-learn's 1,797 handwritten digits (UCI Optical Recognition of Handwritten Digits, 8×8, 17 gray levels)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pictures = (digits.images * (255 / 16)).round().astype(np.uint8)
+    source = Source(
+        size=len(pictures),
+        open=lambda index: Image.fromarray(pictures[index]),
+        name=lambda index: f"digit {index}",
+        labels=digits.target.astype(np.int64)[:, None],
+        class_names=[str(name) for name in digits.target_names],
+    )
+    return {"train": source}
+
+
+def from_arrays(args, path: Path) -> dict[str, Source]:
+    """Arrays of an .npz file: `images`, uint8 `(N, H, W)` or `(N, H, W, C)`, and optionally `labels` `(N,)` with ids,
+    and `class_names`; `arr_0` and `arr_1`, as `numpy.savez` names what has no name, do for the first two."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} can't be read as an .npz file of arrays: {' '.join(str(error).split())}") from error
+    images, labels = (
+        arrays.get(name, arrays.get(other)) for name, other in (("images", "arr_0"), ("labels", "arr_1"))
+    )
+    if (
+        images is None
+        or images.dtype != np.uint8
+        or images.ndim not in (3, 4)
+        or images.shape[3:] not in ((), (1,), (3,))
+    ):
+        held = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+        raise InputError(
+            f"{path} must hold `images`, uint8 (N, H, W) or (N, H, W, 1 or 3), but holds {held or 'nothing'}"
+        )
+    if args.image_column or args.label_column:
+        raise InputError(
+            f"{path} has no columns, so column {(args.image_column or args.label_column)!r} can't be chosen"
+        )
+    class_names: list[str] = []
+    if labels is not None:
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+            raise InputError(f"`labels` of {path} must be {len(images)} ids, not {labels.dtype} {labels.shape}")
+        names = arrays.get("class_names", np.arange(labels.max(initial=-1) + 1))
+        class_names = [str(name) for name in names]
+        if labels.max(initial=-1) >= len(class_names):
+            raise InputError(
+                f"`labels` of {path} go up to {labels.max()}, but there are {len(class_names)} class_names"
+            )
+    source = Source(
+        size=len(images),
+        open=lambda index: Image.fromarray(images[index].squeeze(-1) if images.shape[3:] == (1,) else images[index]),
+        name=lambda index: f"picture {index} of {path}",
+        labels=np.zeros((len(images), 0), np.int64) if labels is None else labels.astype(np.int64)[:, None],
+        class_names=class_names,
+    )
+    return {"train": source}
+
+
+def from_image_folder(args, folder: Path) -> dict[str, Source]:
+    """A folder with one sub-folder a class, or with pictures only; or sub-folders train, validation or test of it."""
+    splits = {path.name: path for path in sorted(folder.iterdir()) if path.name in ("train", *VALIDATION_SPLITS)}
+    splits = {name: path for name, path in splits.items() if path.is_dir()}
+    if "train" not in splits:
+        splits = {"train": folder}
+    else:
+        others = [path for path in sorted(folder.iterdir()) if _is_class_folder(path) and path.name not in splits]
+        classes = [path.name for path in others if _images_in(path)]
+        if classes:
+            raise InputError(
+                f"{folder} holds a folder train, which would be the training split, beside other folders with "
+                f"pictures ({few(classes)}); if train is a class, rename it"
+            )
+    class_names = [path.name for path in sorted(splits["train"].iterdir()) if _is_class_folder(path)]
+    return {name: _image_folder_split(args, path, class_names) for name, path in splits.items()}
+
+
+def _is_class_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith((".", "__"))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _image_folder_split(args, folder: Path, class_names: list[str]) -> Source:
+    if args.image_column or args.label_column:
+        column = args.image_column or args.label_column
+        raise InputError(f"{folder} is a folder of pictures and has no columns, so column {column!r} can't be chosen")
+    files, labels = [], []
+    for label, name in enumerate(class_names):
+        found = _images_in(folder / name)
+        if not found and (folder / name).is_dir():
+            raise InputError(f"class folder {folder / name} holds no images; remove it or fill it")
+        files += found
+        labels += [label] * len(found)
+    unlabelled = [path for path in _images_in(folder) if path.parent == folder]
+    if files and unlabelled:
+        raise InputError(
+            f"{folder} holds both class folders and pictures outside of them, such as {unlabelled[0].name}; "
+            "put every picture into a class folder, or all into one folder"
+        )
+    subfolders = [path.name for path in sorted(folder.iterdir()) if _is_class_folder(path)]
+    unknown = [name for name in subfolders if name not in class_names]
+    if unknown:
+        raise InputError(f"{folder} has a class {unknown[0]!r} that the training split lacks; it has {class_names}")
+    if not files and not unlabelled:
+        raise InputError(f"no images found in {folder}")
+    paths = files or unlabelled
+    return Source(
+        size=len(paths),
+        open=lambda index: Image.open(paths[index]),
+        name=lambda index: str(paths[index]),
+        labels=np.array(labels, dtype=np.int64)[:, None] if files else np.zeros((len(paths), 0), dtype=np.int64),
+        class_names=class_names if files else [],
+    )
+
+
+def from_datasets(args, path: str, **kwargs) -> dict[str, Source]:
+    """A data set of the Hub, or parquet files, by the `datasets` library."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(path, **kwargs)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{describe(args)} can't be loaded: {reason}") from error
+    train = "train" if "train" in splits else next(iter(splits))
+    validation = next((name for name in VALIDATION_SPLITS if name in splits and name != train), None)
+    class_names: list[str | int] | None = None  # the training split decides
+    sources = {}
+    for name in (train, validation):
+        if name is not None:
+            sources[name], class_names = _from_split(args, name, splits[name], class_names)
+    return sources
+
+
+def _from_split(args, split_name: str, split, class_names: list | None) -> tuple[Source, list]:
+    import datasets
+
+    def choose(wanted: str | None, kind: str, fitting: list[str]) -> str | None:
+        if wanted is None:
+            return fitting[0] if fitting else None
+        if wanted not in split.features:
+            raise InputError(
+                f"{describe(args)} has no {kind} column {wanted!r}; its columns are {', '.join(split.features)}"
+            )
+        return wanted
+
+    images = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
+    image_column = choose(args.image_column, "image", images)
+    if image_column is None:
+        raise InputError(f"{describe(args)} has no image column; its columns are {', '.join(split.features)}")
+    if not isinstance(split.features[image_column], datasets.Image):
+        split = _cast_to_images(args, split, image_column)
+    classes = [name for name, kind in split.features.items() if isinstance(kind, datasets.ClassLabel)]
+    label_column = choose(args.label_column, "label", classes)
+
+    encoded = split.cast_column(image_column, datasets.Image(decode=False))
+    pictures = encoded.select_columns([image_column])
+
+    def open_image(index: int) -> Image.Image:
+        stored = pictures[index][image_column]
+        if stored is None:
+            raise OSError("there is no picture")
+        return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])
+
+    labels = np.zeros((len(split), 0), dtype=np.int64)
+    if label_column is not None:
+        labels, class_names = _class_labels(args, split_name, split, label_column, class_names)
+    source = Source(
+        size=len(split),
+        open=open_image,
+        name=lambda index: f"row {index} of split {split_name} of {describe(args)}",
+        labels=labels,
+        class_names=[str(name) for name in class_names or []],
+    )
+    return source, class_names or []
+
+
+def _cast_to_images(args, split, column: str):
+    import datasets
+
+    try:
+        return split.cast_column(column, datasets.Image())
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"column {column!r} of {describe(args)} holds {split.features[column]}, not images"
+        ) from error
+
+
+def _class_labels(args, split_name: str, split, column: str, class_names: list | None) -> tuple[np.ndarray, list]:
+    import datasets
+
+    kind, values = split.features[column], split[column][:]
+    if isinstance(kind, datasets.ClassLabel):
+        labels = [NULL_LABEL if value is None else value for value in values]
+        class_names = kind.names
+        allowed = f"the ids 0 to {len(class_names) - 1} ({few(class_names)})"
+    elif all(isinstance(value, (int, str, type(None))) for value in values):
+        class_names = class_names or sorted({value for value in values if value is not None})  # numbers by their size
+        ids = {name: index for index, name in enumerate(class_names)}
+        labels = [ids.get(value, NULL_LABEL) for value in values]
+        allowed = few(class_names)
+    else:
+        raise InputError(f"column {column!r} of {describe(args)} holds {kind}, not one label a picture")
+    labels = np.array(labels, dtype=np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        raise InputError(
+            f"row {wrong[0]} of split {split_name} of {describe(args)} has the label {values[int(wrong[0])]}; allowed "
+            f"are {allowed}"
+        )
+    return labels[:, None], class_names
+
+
+def few(names: list) -> str:
+    return ", ".join(map(str, names[:10])) + (", …" if len(names) > 10 else "")

@@ -1,0 +1,349 @@
+"""`hwdiffusion evaluate` through its command line: what moves which figure, resuming, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import PROJECTION, TINY_UNET
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from hwdiffusion import cli
+from hwdiffusion.figures import read_metrics
+from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.train_scripts import train_classifier, train_ddpm
+
+
+pytestmark = pytest.mark.xdist_group("evaluation")  # they share a classifier
+SMALL = ["--classifier.embedding_size", "16", "--classifier.hidden_sizes", "[16, 32]", "--classifier.depths", "[1, 1]"]
+SIZE = ["--resolution", "8", "--image_mode", "L"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Digits in three disjoint parts: a folder with train and test to compare with, and 600 others, a perfect
+    generator's samples; and a classifier that was trained on the first."""
+    folder = tmp_path_factory.mktemp("world")
+    digits = load_digits()
+    images, labels = (digits.images * (255 / 16)).round().astype(np.uint8), digits.target
+    order = np.random.default_rng(0).permutation(len(images))
+    parts = {"train": order[:700], "test": order[700:1197]}
+    for split, places in parts.items():
+        for place in places:
+            path = folder / "real" / split / str(labels[place]) / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[place]).save(path)
+    argv = ["--preset", "mnist-classifier", "--train_data_dir", str(folder / "real"), *SIZE, *SMALL]
+    argv += ["--classifier.image_size", "[32, 32]", "--num_train_epochs", "25", "--train_batch_size", "50"]
+    assert train_classifier.main([*argv, "--output_dir", str(folder / "classifier")]) == 0
+    return {
+        "folder": folder,
+        "real": folder / "real",
+        "classifier": folder / "classifier",
+        "train": (images[parts["train"]], labels[parts["train"]]),
+        "other": (images[order[1197:]], labels[order[1197:]]),
+    }
+
+
+def report_of(world, images, labels=None, name="pictures", flags=()) -> dict:
+    path = world["folder"] / f"{name}.npz"
+    names = {} if labels is None else {"labels": labels, "class_names": np.array([str(k) for k in range(10)])}
+    np.savez(path, images=images, **names)
+    output = world["folder"] / name
+    argv = ["--images", str(path), "--reference", str(world["real"]), "--classifier", str(world["classifier"]), *SIZE]
+    assert cli.main(["evaluate", *argv, "--output_dir", str(output), *flags]) == 0
+    return json.loads((output / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def base(world):
+    return report_of(world, *world["other"], name="base")
+
+
+def unmoved(report, base, *but):
+    """The figures that may not move are those of unseen real pictures."""
+    if "accuracy" not in but:
+        assert report["labels"]["accuracy"] == pytest.approx(base["labels"]["accuracy"], abs=0.03)
+    if "frechet" not in but:
+        assert report["distances"]["frechet_distance"] < 2 * base["distances"]["frechet_distance"]
+    for name in ("precision", "recall", "coverage"):
+        if name not in but:
+            assert report["manifold"][name] == pytest.approx(base["manifold"][name], abs=0.08), name
+    if "memorisation" not in but:
+        assert report["memorisation"]["pixels"]["ratio"] == pytest.approx(1, abs=0.1)
+        assert report["memorisation"]["pixels"]["share_of_copies"] < 0.05
+
+
+def test_unseen_real_pictures_reach_the_floor(base):
+    assert base["n"] == 600 and base["reference"] == {"name": "real", "split": "held-out", "n": 497}
+    assert base["extractor"]["test_accuracy"] > 0.93
+    assert base["labels"]["accuracy"] == pytest.approx(base["extractor"]["test_accuracy"], abs=0.03)
+    assert base["distances"]["frechet_distance"] < 2 * base["floor"]["distances"]["frechet_distance"]
+    for name in ("precision", "recall", "density", "coverage"):
+        assert base["manifold"][name] == pytest.approx(base["floor"]["manifold"][name], abs=0.08)
+    unmoved(base, base)
+
+
+def test_shuffled_labels_move_the_accuracy_alone(world, base):
+    images, labels = world["other"]
+    report = report_of(world, images, np.random.default_rng(1).permutation(labels), "shuffled")
+    assert report["labels"]["accuracy"] < 0.2 and report["labels"]["confidence"] < 0.2
+    for key in ("distances", "manifold", "memorisation", "floor"):
+        assert report[key] == base[key]
+
+
+def test_copies_move_the_memorisation(world, base):
+    report = report_of(world, *world["train"], name="copied")
+    for space in ("features", "pixels"):
+        assert report["memorisation"][space]["ratio"] < 1e-3
+        assert report["memorisation"][space]["share_of_copies"] == 1
+    # that copies obey their labels a little better than unseen pictures is the classifier's having seen them
+    unmoved(report, base, "accuracy", "memorisation")
+    assert (world["folder"] / "copied" / "nearest.png").is_file()
+
+
+def test_a_dropped_mode_moves_recall_and_coverage_and_not_precision(world, base):
+    images, labels = world["other"]
+    kept = np.flatnonzero((labels != 7) & (labels != 4) & (labels != 1))
+    report = report_of(world, images[kept], labels[kept], "dropped")
+    assert report["labels"]["per_class"]["7"] is None
+    assert report["manifold"]["coverage"] < base["manifold"]["coverage"] - 0.15
+    assert report["manifold"]["recall"] < base["manifold"]["recall"] - 0.15
+    assert report["distances"]["frechet_distance"] > 3 * base["distances"]["frechet_distance"]
+    unmoved(report, base, "recall", "coverage", "frechet")
+
+
+def test_blurred_and_shifted_pictures_move_the_distance(world, base):
+    images, labels = world["other"]
+    pictures = torch.from_numpy(images).float()[:, None]
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1)), 3, stride=1).to(torch.uint8)[:, 0].numpy()
+    shifted = np.roll(images, 2, axis=2)
+    for name, changed in (("blurred", blurred), ("shifted", shifted)):
+        report = report_of(world, changed, labels, name)
+        assert report["distances"]["frechet_distance"] > 5 * base["distances"]["frechet_distance"], name
+        assert report["distances"]["kernel_distance"] > 5 * base["distances"]["kernel_distance_sd"], name
+        assert report["manifold"]["precision"] < base["manifold"]["precision"] - 0.1, name
+        assert report["memorisation"]["pixels"]["share_of_copies"] < 0.05, name
+
+
+def test_pngs_and_arrays_give_one_report(world, base):
+    images, labels = world["other"]
+    for index, (image, label) in enumerate(zip(images, labels)):
+        path = world["folder"] / "pngs" / str(label) / f"{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    argv = ["--images", str(world["folder"] / "pngs"), "--reference", str(world["real"]), *SIZE]
+    output = world["folder"] / "of-pngs"
+    assert cli.main(["evaluate", *argv, "--classifier", str(world["classifier"]), "--output_dir", str(output)]) == 0
+    report = json.loads((output / "evaluation.json").read_text())
+    assert report["labels"]["accuracy"] == base["labels"]["accuracy"]
+    assert report["distances"]["frechet_distance"] == pytest.approx(base["distances"]["frechet_distance"], rel=1e-4)
+    ours = {key: report["memorisation"]["pixels"][key] for key in ("ratio", "share_of_copies")}
+    assert ours == pytest.approx(base["memorisation"]["pixels"], rel=1e-4)
+
+
+# -- a run ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(world):
+    preset = {"resolution": 8, "image_mode": "L", "unet": {**TINY_UNET, **PROJECTION}, "max_train_steps": 2,
+              "noise_scheduler": {"prediction_type": "v_prediction"}, "num_inference_steps": 2}  # fmt: skip
+    (world["folder"] / "tiny.yaml").write_text(yaml.safe_dump({**preset, "train_data_dir": str(world["real"])}))
+    run = world["folder"] / "run"
+    assert train_ddpm.main(["--preset", str(world["folder"] / "tiny.yaml"), "--output_dir", str(run)]) == 0
+    return run
+
+
+def evaluate_run(world, run, name, *flags) -> dict:
+    output = world["folder"] / name
+    argv = [str(run), "--classifier", str(world["classifier"]), "--num_samples", "600", "--output_dir", str(output)]
+    assert cli.main(["evaluate", *argv, *flags]) == 0
+    return json.loads((output / "evaluation.json").read_text())
+
+
+def test_an_interrupted_evaluation_continues_and_ends_as_an_unbroken_one(world, run, monkeypatch):
+    unbroken = evaluate_run(world, run, "unbroken")
+    assert unbroken["n"] == 600 and set(unbroken["labels"]["per_class"]) == {str(k) for k in range(10)}
+    draw, drawn = ClassConditionalPipeline.__call__, []
+
+    def interrupted(self, *args, **kwargs):
+        if len(drawn) == 1:
+            raise KeyboardInterrupt
+        drawn.append(len(kwargs["labels"]))
+        return draw(self, *args, **kwargs)
+
+    monkeypatch.setattr(ClassConditionalPipeline, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(world, run, "broken")
+    monkeypatch.setattr(ClassConditionalPipeline, "__call__", draw)
+    (chunk,) = (world["folder"] / "broken").glob("samples-*/*.npz")
+    written = chunk.stat().st_mtime_ns
+    monkeypatch.setattr("hwdiffusion.samples.Samples.keep", lambda self, how, output_dir: None)
+    assert evaluate_run(world, run, "broken", "--save_images", "npz") == unbroken
+    assert chunk.stat().st_mtime_ns == written and len(list(chunk.parent.iterdir())) == 3
+
+
+def test_samples_can_be_kept_and_judged_again(world, run):
+    report = evaluate_run(world, run, "kept", "--save_images", "png", "--batch_size", "70")
+    assert not list((world["folder"] / "kept").glob("samples-*"))
+    assert len(list((world["folder"] / "kept" / "samples" / "3").iterdir())) == 60
+    argv = ["--images", str(world["folder"] / "kept" / "samples"), "--reference", str(world["real"]), *SIZE]
+    output = world["folder"] / "again"
+    assert cli.main(["evaluate", *argv, "--classifier", str(world["classifier"]), "--output_dir", str(output)]) == 0
+    again = json.loads((output / "evaluation.json").read_text())
+    assert again["labels"]["per_class"] == report["labels"]["per_class"]
+    assert again["distances"]["frechet_distance"] == pytest.approx(report["distances"]["frechet_distance"], rel=1e-4)
+
+
+def test_the_card_has_one_evaluation_the_last(world, run):
+    for guidance in ("1.0", "2.0"):
+        evaluate_run(world, run, "carded", "--guidance_scale", guidance)
+    card = (run / "README.md").read_text()
+    assert card.count("## Evaluation") == 1 and "guidance 2.0" in card and "guidance 1.0)" not in card
+    assert "against 497 pictures of real (held-out)" in card and "test accuracy" in card
+
+
+def test_cas_trains_on_generated_pictures_and_as_many_real_ones(world, monkeypatch):
+    seen = {}
+
+    def train(config, data):
+        seen[config.args.output_dir.split("-")[-1]] = len(data.train)
+        return real_train(config, data)
+
+    real_train = train_classifier.train
+    monkeypatch.setattr(train_classifier, "train", train)
+    short = {"num_train_epochs": 2}
+    monkeypatch.setattr("hwdiffusion.evaluation.parse", lambda script, argv: shortened(script, argv, short))
+    report = report_of(world, *world["other"], name="cas", flags=["--metrics", "cas", "labels"])
+    assert seen == {"generated": 600, "real": 600} and report["cas"]["n"] == 600
+    assert 0 < report["cas"]["generated"] <= 1 and 0 < report["cas"]["real"] <= 1
+    assert "distances" not in report
+
+
+def shortened(script, argv, settings):
+    from hwdiffusion.config import parse
+
+    config = parse(script, argv)
+    vars(config.args).update(settings)
+    return config
+
+
+def test_a_sweep_measures_every_combination_once(world, run, monkeypatch):
+    output = world["folder"] / "sweep"
+    argv = [
+        "sweep",
+        str(run),
+        "--classifier",
+        str(world["classifier"]),
+        "--num_samples",
+        "100",
+        "--num_inference_steps",
+    ]
+    argv += ["1", "3", "--guidance_scale", "1", "2", "--scheduler", "ddim", "euler", "--output_dir", str(output)]
+    assert cli.main(argv) == 0
+    rows = json.loads((output / "sweep.json").read_text())
+    combined = [
+        tuple(row["sampling"][key] for key in ("scheduler", "num_inference_steps", "guidance_scale")) for row in rows
+    ]
+    names = ("DDIMScheduler", "EulerDiscreteScheduler")
+    assert combined == [(name, steps, scale) for name in names for steps in (1, 3) for scale in (1.0, 2.0)]
+    assert all(row["n"] == 100 and row["images_per_second"] > 0 for row in rows)
+    assert all((output / name).stat().st_size for name in ("sweep.md", "sweep.png", "sweep.svg"))
+    assert len((output / "sweep.md").read_text().splitlines()) == 2 + 2 + 8
+    monkeypatch.setattr(ClassConditionalPipeline, "__call__", None)  # nothing is drawn again
+    assert cli.main(argv) == 0
+    assert json.loads((output / "sweep.json").read_text()) == rows
+
+
+def test_training_is_judged_and_the_best_pipeline_is_kept(world):
+    preset = {
+        "resolution": 8,
+        "image_mode": "L",
+        "unet": {**TINY_UNET, **PROJECTION},
+        "num_inference_steps": 2,
+        "noise_scheduler": {"prediction_type": "v_prediction"},
+        "train_data_dir": str(world["real"]),
+    }
+    (world["folder"] / "judged.yaml").write_text(yaml.safe_dump(preset))
+    run = world["folder"] / "judged"
+    argv = ["--preset", str(world["folder"] / "judged.yaml"), "--output_dir", str(run), "--max_train_steps", "7"]
+    argv += ["--evaluation_steps", "3", "--evaluation_samples", "60", "--learning_rate", "3e-2"]
+    assert train_ddpm.main([*argv, "--evaluation_classifier", str(world["classifier"])]) == 0
+    measured = [line for line in read_metrics(run / "metrics.jsonl") if "eval_frechet_distance" in line]
+    assert [line["step"] for line in measured] == [3, 6, 7]
+    assert len({line["eval_frechet_distance"] for line in measured}) == 3
+    assert all(line["eval_samples"] == 60 and 0 <= line["eval_label_accuracy"] <= 1 for line in measured)
+    best = json.loads((run / "best" / "evaluation.json").read_text())
+    assert best == min(measured, key=lambda line: line["eval_frechet_distance"])
+    assert ClassConditionalPipeline.from_pretrained(run / "best").num_classes == 10
+    assert train_ddpm.main([*argv[:-2], "--evaluation_classifier", str(world["folder"] / "nowhere")]) == 2
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(world, capsys):
+    def evaluate(*argv) -> str:
+        output = world["folder"] / "refused"
+        assert cli.main(["evaluate", *map(str, argv), "--output_dir", str(output)]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("hwdiffusion evaluate: error: ")
+        assert not output.exists()
+        return said
+
+    return evaluate
+
+
+def test_too_few_pictures_for_the_features(world, base, refused):
+    few = world["folder"] / "few.npz"
+    np.savez(few, images=world["other"][0][:30], labels=world["other"][1][:30])
+    judge = ["--reference", world["real"], "--classifier", world["classifier"], *SIZE]
+    assert "needs at least 33 samples, but there are 30" in refused("--images", few, *judge)
+
+
+def test_label_metrics_without_labels(world, base, refused):
+    path = world["folder"] / "unlabelled.npz"
+    np.savez(path, images=world["other"][0])
+    judge = ["--reference", world["real"], "--classifier", world["classifier"], *SIZE]
+    assert "has no labels" in refused("--images", path, *judge, "--metrics", "labels")
+    report = report_of(world, world["other"][0], name="without-labels")
+    assert "labels" not in report and report["distances"] == base["distances"]
+
+
+def test_a_classifier_of_other_classes(world, base, refused):
+    path = world["folder"] / "letters.npz"
+    names = np.array(list("abcdefghij"))
+    np.savez(path, images=world["other"][0], labels=world["other"][1], class_names=names)
+    judge = ["--reference", world["real"], "--classifier", world["classifier"], *SIZE]
+    assert "but there are pictures of 'a'" in refused("--images", path, *judge)
+
+
+def test_a_corrupt_picture_is_named_and_skipped_on_demand(world, base, refused):
+    folder = world["folder"] / "corrupt"
+    for index, image in enumerate(world["other"][0][:200]):
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index:03d}.png")
+    (folder / "077.png").write_bytes((folder / "077.png").read_bytes()[:40])
+    judge = ["--images", folder, "--reference", world["real"], "--classifier", world["classifier"], *SIZE]
+    assert "077.png can't be read" in refused(*judge)
+    output = world["folder"] / "skipped"
+    argv = ["evaluate", *map(str, judge), "--skip_bad_images", "--output_dir", str(output)]
+    assert cli.main(argv) == 0
+    assert json.loads((output / "evaluation.json").read_text())["n"] == 199
+
+
+def test_what_can_not_be_loaded_or_chosen(world, base, run, refused):
+    assert "not a pipeline" in refused(world["folder"] / "nowhere")
+    assert "needs --reference" in refused("--images", world["folder"] / "base.npz", *SIZE)
+    judge = ["--images", world["folder"] / "base.npz", "--reference", world["real"], *SIZE]
+    assert "can't be loaded" in refused(*judge, "--classifier", world["folder"] / "nowhere")
+    assert "--scheduler must be one of" in refused(run, "--scheduler", "pndm")
+    assert "did you mean manifold" in refused(run, "--metrics", "manifolds")
+    assert "num_inference_steps must be" in refused(run, "--num_inference_steps", "5000")
+    assert "not both" in refused(run, "--images", "x.npz")
+    assert "did you mean --num_samples" in refused(run, "--num_sample", "5")

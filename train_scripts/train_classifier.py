@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""Train the classifier that judges pictures: a stock `ResNetForImageClassification`. Without flags: embedded digits.
+
+accelerate launch train_scripts/train_classifier.py --preset mnist-ldm --train_data_dir PICTURES \\
+    --output_dir runs/classifier
+
+`--noise_aware` trains the one that guides instead: it sees noisy pictures (or, with `--vqvae`, noisy latents) and the
+noise level. Pictures without labels, or of one class, teach it by how many quarters they are turned.
+"""
+
+import sys
+from pathlib import Path
+
+from hwdiffusion import InputError
+from hwdiffusion.config import Config, run_script
+
+
+def train(config: Config, data=None) -> Path:
+    """Train a classifier; its run folder, which is the model's folder too, is returned.
+
+    Args:
+        config: of this script.
+        data: the pictures, if they were loaded before.
+    """
+    import torch
+    import torch.nn.functional as F
+    from accelerate.utils import set_seed
+
+    from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
+    from hwdiffusion.extractors import scaled
+    from hwdiffusion.hub import push, write_classifier_card
+    from hwdiffusion.latents import cached_latents, measure_scaling_factor
+    from hwdiffusion.metrics import wilson_interval
+    from hwdiffusion.models import build_classifier, build_noise_scheduler, latent_shape, load_vqvae
+    from hwdiffusion.randomness import Draws
+    from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
+
+    args = config.args
+    output_dir = Path(args.output_dir)
+    check_run(config)
+    latent = args.vqvae is not None
+    noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent)
+    channels, size = image_channels(args), image_size(args)
+    vqvae = load_vqvae(args.vqvae, channels, size) if latent else None
+    data = load_data(args) if data is None else data
+    rotation = args.pretext == "rotation" or (args.pretext == "auto" and len(data.id2label) < 2)
+    if rotation and latent:
+        raise InputError("a classifier of latents needs labels to learn; --pretext rotation is for pictures")
+    if not rotation and len(data.id2label) < 2:
+        raise InputError("there are fewer than two classes to tell apart; use --pretext rotation")
+    class_names = ["0°", "90°", "180°", "270°"] if rotation else list(data.id2label.values())
+    set_seed(args.seed)
+    input_shape = latent_shape(vqvae, size) if latent else (channels, *size)
+    classifier = build_classifier(
+        config.sections["classifier"],
+        input_shape[0] + args.noise_aware,
+        input_shape[1:],
+        class_names,
+        pretext="rotation" if rotation else "labels",
+        noise_aware=args.noise_aware,
+        latent=latent,
+        trained_on=data.summary(),
+        test_accuracy=None,
+    )
+    input_size = classifier.config.image_size
+    if rotation and input_size[0] != input_size[1]:
+        raise InputError(f"image_size in section classifier must be square to be turned, not {input_size}")
+
+    prepare_output_dir(config)
+    trainer = Trainer(config, len(data.train))
+    trainer.print(data.summary())
+    dataset = data.train
+    if latent and not args.dry_run:
+        vqvae.to(trainer.device).eval().requires_grad_(False)
+        dataset = cached_latents(vqvae, data.train, False, output_dir / "latents.safetensors")
+        scaling_factor = measure_scaling_factor(dataset.latents)
+    classifier = trainer.add_model("classifier", classifier, args.learning_rate)
+    stock = trainer.unwrap("classifier")
+
+    def to_inputs(stored, labels, draws, augmented):
+        """What the classifier sees, `(B, C, *input_size)`, and what it should say, `(B,)`."""
+        if stored.ndim == 5:  # latents (B, 1, C, h, w)
+            sample = stored[:, 0] * scaling_factor
+        else:
+            sample = to_model_range(stored)
+            if augmented and args.random_flip:
+                sample = flip(sample, draws.uniform("flip") < 0.5)
+            if augmented:
+                sample = moved(sample, draws, args.random_shift, args.random_rotation, args.random_scale)
+        targets = labels[:, 0] if labels.shape[1] else None
+        if rotation:
+            targets = (draws.uniform("rotation") * 4).long()  # (B,)
+            sample = scaled(sample, input_size)
+            turned = torch.stack([torch.rot90(sample, quarters, (-2, -1)) for quarters in range(4)])  # (4, B, C, H, W)
+            sample = turned[targets, torch.arange(len(targets), device=sample.device)]
+        if args.noise_aware:
+            timesteps = (draws.uniform("timestep") * len(noise_scheduler)).long()
+            sample = noise_scheduler.add_noise(sample, draws.normal("noise", sample.shape[1:]), timesteps)
+            level = (timesteps / len(noise_scheduler))[:, None, None, None].expand(-1, 1, *sample.shape[-2:])
+            sample = torch.cat([sample, level], dim=1)
+        return scaled(sample, input_size), targets
+
+    def right_answers() -> tuple[int, int]:
+        right = 0
+        for start in range(0, len(data.validation), 256):
+            places = torch.arange(start, min(start + 256, len(data.validation)))
+            images, labels = data.validation[places]
+            stored = images.to(trainer.device)
+            if latent:
+                stored = vqvae.encode(to_model_range(stored)).latents[:, None]
+            draws = Draws(args.seed, 0, places.to(trainer.device))
+            inputs, targets = to_inputs(stored, labels.to(trainer.device), draws, augmented=False)
+            right += (stock(pixel_values=inputs).logits.argmax(dim=1) == targets).sum().item()
+        return right, len(data.validation)
+
+    def save(folder: Path):
+        right, count = right_answers()
+        stock.config.test_accuracy = right / count
+        stock.save_pretrained(folder)
+
+    for batch in trainer.batches(dataset, save):
+        inputs, targets = to_inputs(*batch.data, batch.draws, augmented=True)
+        logits = classifier(pixel_values=inputs).logits  # (B, K)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=args.label_smoothing)
+        trainer.update("classifier", loss)
+        trainer.log(loss=loss, accuracy=(logits.argmax(dim=1) == targets).float().mean())
+
+    if trainer.is_main_process and not args.dry_run:
+        count = len(data.validation)
+        accuracy = stock.config.test_accuracy
+        low, high = wilson_interval(round(accuracy * count), count)
+        trainer.print(f"test accuracy {accuracy:.4f} (95 % {low:.4f} to {high:.4f}) on {count} pictures")
+        write_classifier_card(config, stock.config, (low, high), trainer.max_steps)
+        if args.push_to_hub:
+            push(output_dir, args.hub_model_id, args.hub_private)
+    return output_dir
+
+
+def moved(images, draws, shift: float, rotation: float, scale: float):
+    """Pictures `(B, C, H, W)` shifted, turned and scaled at random about their middle; their edges are drawn out.
+
+    Args:
+        shift: the largest, as a share of the picture.
+        rotation: the largest, in degrees.
+        scale: the largest change of size, as a share.
+    """
+    import math
+
+    import torch
+    import torch.nn.functional as F
+
+    across, down, angle, size = (draws.uniform("affine", (4,)) * 2 - 1).unbind(dim=1)  # each (B,), in (-1, 1)
+    angle, size = angle * math.radians(rotation), 1 + size * scale
+    height, width = images.shape[-2:]
+    rows = [
+        torch.stack([angle.cos() * size, -angle.sin() * size * height / width, 2 * shift * across], dim=1),
+        torch.stack([angle.sin() * size * width / height, angle.cos() * size, 2 * shift * down], dim=1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script("train_classifier", train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
