@@ -163,6 +163,8 @@ class ClassifierArguments(TrainingArguments):
     num_train_epochs: Optional[int] = field(default=20, metadata={"help": "Epochs, if no steps are given."})
     train_batch_size: int = field(default=128, metadata={"help": "Pictures a step, process and micro-batch."})
     learning_rate: float = field(default=3e-3, metadata={"help": "The highest learning rate."})
+    # averaged weights would not fit the statistics of batch normalisation, which are not averaged
+    use_ema: bool = field(default=False, metadata={"help": "Save and sample an average of the weights."})
     label_smoothing: float = field(default=0.0, metadata={"help": "As in cross-entropy; 0: none."})
     pretext: Literal["none", "rotation", "auto"] = field(
         default="auto",
@@ -171,7 +173,9 @@ class ClassifierArguments(TrainingArguments):
             "where there are fewer than two classes."
         },
     )
-    random_shift: float = field(default=0.07, metadata={"help": "Largest random shift, as a share of the picture."})
+    random_shift: float = field(
+        default=0.07, metadata={"help": "Largest random shift, as a share of the picture; latents aren't moved."}
+    )
     random_rotation: float = field(default=10.0, metadata={"help": "Largest random rotation in degrees."})
     random_scale: float = field(default=0.1, metadata={"help": "Largest random change of size, as a share."})
     noise_aware: bool = field(
@@ -192,6 +196,7 @@ SCRIPTS = {
 }
 
 
+CHUNK = 250  # samples of an evaluation that are drawn and kept together
 SAMPLERS = ("ddpm", "ddim", "dpmpp", "unipc", "euler", "heun")
 METRICS = ("labels", "distances", "manifold", "memorisation", "cas")
 
@@ -215,7 +220,7 @@ class EvaluationArguments:
         default=None, metadata={"help": "Where the pictures that the run was trained on are now, if they have moved."}
     )
     num_samples: int = field(default=10_000, metadata={"help": "How many to draw, in turn of every label."})
-    batch_size: int = field(default=250, metadata={"help": "How many are drawn at once."})
+    batch_size: int = field(default=250, metadata={"help": "How many are drawn at once, at most 250."})
     seed: int = field(default=0, metadata={"help": "Sample i is drawn by the seed `seed` + i."})
     guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     num_inference_steps: Optional[int] = field(default=None, metadata={"help": "Default: the pipeline's own."})

@@ -12,6 +12,7 @@ from hwdiffusion import figures
 from hwdiffusion.data import ImageDataset
 from hwdiffusion.extractors import as_channels
 from hwdiffusion.metrics import (
+    NEIGHBOURS,
     FeatureStatistics,
     frechet_distance,
     kernel_distance,
@@ -43,7 +44,10 @@ class Features:
 
     @property
     def statistics(self) -> FeatureStatistics:
-        return FeatureStatistics(self.features.shape[1]).update(self.features)
+        gathered = FeatureStatistics(self.features.shape[1])
+        for batch in self.features.split(1000):
+            gathered.update(batch)
+        return gathered
 
 
 @dataclass
@@ -124,10 +128,12 @@ def measure(
         for scores in (report["labels"], report["floor"].get("labels")):
             if scores:
                 scores["per_class"] = dict(zip(class_names, scores["per_class"]))
+    enough = {"distances": ours.features.shape[1], "manifold": NEIGHBOURS}
     for name, function in (("distances", distances), ("manifold", manifold)):
         if name in wanted:
             report[name] = function(held_out, ours)
-            report["floor"][name] = function(against, real)
+            if min(len(real), len(against)) > enough[name]:  # else there is no floor to tell
+                report["floor"][name] = function(against, real)
     if "memorisation" in wanted and training is not None:
         report["memorisation"] = {
             space: memorisation(*(getattr(side, space) for side in (ours, held_out, training)))
@@ -137,6 +143,7 @@ def measure(
 
 
 def distances(real: Features, ours: Features) -> dict:
+    """Fréchet distance, and kernel distance with its standard deviation over subsets."""
     mean, deviation = kernel_distance(real.features, ours.features)
     return {
         "frechet_distance": frechet_distance(real.statistics, ours.statistics),
@@ -146,6 +153,7 @@ def distances(real: Features, ours: Features) -> dict:
 
 
 def manifold(real: Features, ours: Features) -> dict:
+    """Precision, recall, density and coverage of equal numbers of both sides, `n`."""
     count = min(len(real), len(ours))  # with equal numbers the figures compare
     return {"n": count, **manifold_scores(real.features[:count], ours.features[:count])}
 

@@ -21,6 +21,7 @@ import yaml
 
 from hwdiffusion import InputError
 from hwdiffusion.arguments import (
+    CHUNK,
     EVALUATIONS,
     METRICS,
     SAMPLERS,
@@ -207,9 +208,13 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
         raise InputError("name a run folder or Hub id to draw from, or --images FOLDER to judge, and not both")
     if args.images is not None and args.resolution is None:
         raise InputError("--images needs --resolution, the size at which both sides are compared")
-    for key in ("num_samples", "batch_size"):
-        require(getattr(args, key) >= 1, key, "at least 1")
-    require(args.seed >= 0, "seed", "at least 0")
+    require(args.num_samples >= 1, "num_samples", "at least 1")
+    require(1 <= args.batch_size <= CHUNK, "batch_size", f"in 1 to {CHUNK}")
+    require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
+    sizes = args.resolution or [1]
+    require(1 <= len(sizes) <= 2 and min(sizes) > 0, "resolution", "one or two positive numbers")
+    if command == "sweep" and args.save_images != "none":
+        raise InputError("--save_images is for `hwdiffusion evaluate`; a sweep keeps no samples")
     schedulers = args.scheduler if isinstance(args.scheduler, list) else [args.scheduler]
     known = all(name is None or name in SAMPLERS for name in schedulers)
     require(known, "scheduler", f"one of {', '.join(SAMPLERS)}")
@@ -218,6 +223,8 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
             raise InputError(f"unknown metric {metric!r}{_nearest(metric, METRICS)}; there are {', '.join(METRICS)}")
     if command == "sweep" and args.metrics and "cas" in args.metrics:
         raise InputError("cas trains two classifiers for every combination; take it with `hwdiffusion evaluate`")
+    if args.resolution is not None:
+        args.resolution = [args.resolution[0], args.resolution[-1]]
     if args.output_dir is None:
         beside = Path(args.run or args.images)
         inside = args.run is not None and beside.is_dir()

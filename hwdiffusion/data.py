@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hwdiffusion import InputError
 from hwdiffusion.randomness import epoch_order
-from hwdiffusion.sources import VALIDATION_SPLITS, Source, describe, few, read_sources
+from hwdiffusion.sources import NULL_LABEL, VALIDATION_SPLITS, Source, describe, few, read_sources
 
 
 class ImageDataset:
@@ -45,8 +45,16 @@ class ImageDataset:
     def subset(self, places: np.ndarray) -> "ImageDataset":
         """Some of the pictures, as a data set of its own."""
         chosen = ImageDataset(self.source, self.decode, self.indices[places])
+        chosen.labels, chosen.class_names = self.labels[torch.as_tensor(places)], self.class_names
         chosen.images = None if self.images is None else self.images[torch.as_tensor(places)]
         return chosen
+
+    def relabelled(self, class_names: list[str]) -> "ImageDataset":
+        """The same pictures by the ids of other class names, among which theirs must be."""
+        places = torch.tensor([class_names.index(name) for name in self.class_names] + [NULL_LABEL])
+        same = self.subset(np.arange(len(self)))
+        same.labels, same.class_names = places[self.labels], class_names  # -1, the last, stays -1
+        return same
 
     def read_all(self, keep: bool, skip_bad_images: bool) -> int:
         """Decode every picture once, so that a bad one is found before any work, and `keep` them in memory or not.
@@ -114,7 +122,8 @@ def load_images(args) -> ImageDataset:
     Raises:
         InputError: as `load_data`.
     """
-    source = next(iter(read_sources(args).values()))
+    sources = read_sources(args)
+    source = sources.get("train", next(iter(sources.values())))
     if source.size == 0:
         raise InputError(f"no images found in {describe(args)}")
     dataset = ImageDataset(source, decoder(args.image_mode, image_size(args), args.center_crop), range(source.size))
@@ -123,8 +132,9 @@ def load_images(args) -> ImageDataset:
 
 
 def has_splits(args) -> bool:
-    """Whether what the arguments name has a split for validation of its own."""
-    return any(name in VALIDATION_SPLITS for name in read_sources(args))
+    """Whether what the arguments name has a split to train on and one for validation."""
+    sources = read_sources(args)
+    return "train" in sources and any(name in VALIDATION_SPLITS for name in sources)
 
 
 def load_data(args) -> Data:

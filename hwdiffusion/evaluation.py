@@ -1,31 +1,33 @@
 """The driver of evaluations: draw samples, extract features, measure, report."""
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-import yaml
+from diffusers import UNet2DConditionModel
 
 from hwdiffusion import InputError, __version__, hub
-from hwdiffusion.arguments import SCRIPTS, DataArguments, EvaluationArguments
+from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.comparison import Features, Pictures, batches_of, extract, measure, nearest_pairs
-from hwdiffusion.config import parse
-from hwdiffusion.data import Data, ImageDataset, has_splits, load_data, load_images
+from hwdiffusion.config import Config, parse
+from hwdiffusion.data import Data, load_images
 from hwdiffusion.extractors import load_extractor
+from hwdiffusion.metrics import NEIGHBOURS
 from hwdiffusion.models import swap_scheduler
 from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.reference import RealSide, data_arguments, load_real_side
 from hwdiffusion.report import as_table, write_json
+from hwdiffusion.run_folder import check_processes, current_processes, use_all_cores
 from hwdiffusion.samples import CHUNK, Samples, draw, labels_of, sampling_defaults, save_npz
 from hwdiffusion.sources import describe, few
-from hwdiffusion.trainer import current_processes
 
 
 def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
-    """Measure a run, or pictures; the report is returned, printed and written as `evaluation.json`.
+    """Measure a run, or pictures; the report is returned, printed and written as `evaluation.json`, for a run also
+    into its folder and its card. All processes draw, the main one measures.
 
     Args:
         train_classifier: `train` of train_classifier.py, for an extractor that isn't given, and for CAS.
@@ -33,17 +35,20 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
     Raises:
         InputError: before any sample is drawn, where the sides don't fit together.
     """
-    processes, output_dir = current_processes(), Path(args.output_dir)
-    pipe = None if args.run is None else load_pipeline(args, device_of(args))
-    pictures = None
-    if pipe is None:
+    output_dir = Path(args.output_dir)
+    device = start(args)
+    processes = current_processes()
+    pipe, pictures = None, None
+    if args.run is None:
         size, mode = args.resolution, args.image_mode
         pictures = load_images(data_arguments(args.images, size, mode, skip_bad_images=args.skip_bad_images))
         class_names, count = pictures.class_names, len(pictures)
     else:
+        pipe = load_pipeline(args.run, device)
+        choose_scheduler(pipe, args.scheduler)
         check_sampling(pipe, args)
         class_names, count = list(pipe.id2label.values()), args.num_samples
-    judge = build_judge(args, pipe, class_names, count, train_classifier)
+    judge = build_judge(args, pipe, class_names, count, train_classifier, device)
     output_dir.mkdir(parents=True, exist_ok=True)
     if pipe is not None:
         pictures = Samples(output_dir, pipe, args)
@@ -64,162 +69,54 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
     if pipe is not None:
         pictures.keep(args.save_images, output_dir)
         if Path(args.run).is_dir():
-            hub.add_to_card(Path(args.run), "Evaluation", as_table(report, markdown=True))
+            write_json(Path(args.run) / "evaluation.json", report)
+            hub.add_to_card(Path(args.run), as_table(report, markdown=True))
     print(as_table(report))
     return report
 
 
-class Judge:
-    """The real side, and the extractor by which pictures are held against it; real features are extracted once."""
-
-    def __init__(self, real: "RealSide", extractor, wanted: set[str], seed: int):
-        self.real, self.extractor, self.wanted, self.seed = real, extractor, wanted, seed
-
-    def __call__(self, pictures, of: str) -> tuple[dict, Features]:
-        """The report of samples or of a data set, and their features; `of` is their name."""
-        ours = extract(self.extractor, pictures, "pictures to judge")
-        training = self.training if self.real.training is not None else None
-        report = {
-            "version": __version__,
-            "of": of,
-            "n": len(pictures),
-            "sampling": pictures.settings if isinstance(pictures, Samples) else None,
-            "extractor": self.extractor.describe(),
-            "reference": self.reference(),
-            **measure(ours, self.held_out, training, self.wanted, self.extractor.class_names, self.seed),
-        }
-        return report, ours
-
-    def reference(self) -> dict:
-        return {"name": self.real.name, "split": self.real.split, "n": len(self.real.held_out)}
-
-    @cached_property
-    def held_out(self) -> Features:
-        return extract(self.extractor, self.real.held_out, "held-out pictures")
-
-    @cached_property
-    def training(self) -> Features:
-        return extract(self.extractor, self.real.training, "training pictures")
-
-
-def build_judge(args: EvaluationArguments, pipe, class_names: list[str], count: int, train_classifier) -> Judge:
-    """The judge that the arguments ask for; a classifier that isn't given is trained, once, beside the evaluation.
-
-    Args:
-        pipe: whose samples are judged; `None` for pictures.
-        class_names: of what is judged; empty without labels.
-        count: how many pictures there will be.
-
-    Raises:
-        InputError: the sides, the extractor and the metrics that were asked for don't fit together.
-    """
-    size, mode = args.resolution, args.image_mode
-    if pipe is not None:
-        size, mode = list(pipe.image_size), "L" if image_channels_of(pipe) == 1 else "RGB"
-    real = load_real_side(args, size, mode)
-    wanted = check_metrics(args, class_names, count, real)
-    source = args.extractor_weights
-    if args.extractor == "classifier":
-        source = args.classifier
-        if source is None and real.training is None:
-            raise InputError(
-                f"a classifier must be trained on other pictures than it compares, but {args.reference} has no train "
-                "split; give --classifier FOLDER"
-            )
-        if source is None:
-            data = Data(real.training, real.held_out, 0)
-            source = train_on(data, real.name, train_classifier, Path(args.output_dir) / "classifier")
-    extractor = load_extractor(args.extractor, None if source is None else str(source), device_of(args))
-    check_extractor(args, extractor, class_names, count, real, wanted)
-    return Judge(real, extractor, wanted, args.seed)
-
-
-def train_on(data: Data, name: str, train_classifier: Callable, output_dir: Path) -> Path:
-    """Train a classifier for an evaluation: some 360,000 pictures, at most 40 epochs."""
-    count, images = len(data.train), data.train[[0]][0]
-    epochs = max(1, min(40, round(360_000 / count)))
-    argv = ["--preset", "mnist-classifier", "--dataset_name", name, "--output_dir", str(output_dir), "--resolution"]
-    argv += [*map(str, images.shape[-2:]), "--image_mode", "L" if images.shape[1] == 1 else "RGB"]
-    argv += ["--num_train_epochs", str(epochs), "--train_batch_size", str(min(128, max(16, count // 16)))]
-    return train_classifier(parse("train_classifier", argv), data)
-
-
-def classification_accuracy_score(pictures, real: "RealSide", seed: int, train_classifier, output_dir: Path) -> dict:
-    """CAS (Ravuri and Vinyals 2019): accuracy on real held-out pictures of a classifier that has only seen generated
-    ones, beside that of one that has seen as many real ones. All processes train."""
-    from transformers import AutoConfig
-
-    path, processes = output_dir / "cas-generated.npz", current_processes()
-    processes.wait_for_everyone()  # until all have drawn
-    if processes.is_main_process:
-        save_npz(path, batches_of(pictures), pictures.class_names)
-    processes.wait_for_everyone()
-    count = min(len(pictures), len(real.training))
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(real.training))[:count])
-    images = real.training[[0]][0]
-    generated = data_arguments(str(path), images.shape[-2:], "L" if images.shape[1] == 1 else "RGB")
-    sides = {"generated": load_images(generated), "real": real.training.subset(chosen)}
-    scores = {"n": count}
-    for name, side in sides.items():
-        folder = train_on(Data(side, real.held_out, 0), real.name, train_classifier, output_dir / f"cas-{name}")
-        scores[name] = AutoConfig.from_pretrained(folder).test_accuracy
-    if processes.is_main_process:
-        path.unlink()
-    return scores
-
-
-def training_judge(args, data: Data) -> Callable[[ClassConditionalPipeline], dict] | None:
-    """What judges a pipeline while it is trained, on the held-out pictures: always the same labels and seeds.
-
-    Args:
-        args: the [`DiffusionArguments`] of the run.
-
-    Returns:
-        A function from the pipeline to a few figures; `None` if none was asked for.
-
-    Raises:
-        InputError: the classifier doesn't fit the pictures or their number.
-    """
-    if args.evaluation_steps is None:
-        return None
-    if args.best_metric == "label_accuracy" and not data.id2label:
-        raise InputError("--best_metric label_accuracy needs labels; use frechet_distance")
-    real = RealSide(data.validation, None, describe(args), "held-out")
-    wanted = {"labels", "distances"} if data.id2label else {"distances"}
-    extractor = load_extractor("classifier", args.evaluation_classifier, current_processes().device)
-    asked = EvaluationArguments(classifier=args.evaluation_classifier)
-    check_extractor(asked, extractor, list(data.id2label.values()), args.evaluation_samples, real, wanted)
-    judge, count = Judge(real, extractor, wanted, args.seed), args.evaluation_samples
-
-    def figures_of(pipe: ClassConditionalPipeline) -> dict:
-        pipe.set_progress_bar_config(disable=True)
-        images = [draw(pipe, start, min(start + CHUNK, count), args.seed) for start in range(0, count, CHUNK)]
-        names = list(pipe.id2label.values())
-        report, _ = judge(Pictures(torch.cat(images), labels_of(names, 0, count), names), of="run")
-        measured = {"eval_frechet_distance": report["distances"]["frechet_distance"], "eval_samples": count}
-        if data.id2label:
-            measured["eval_label_accuracy"] = report["labels"]["accuracy"]
-        return measured
-
-    return figures_of
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The two sides
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def load_pipeline(args: EvaluationArguments, device) -> ClassConditionalPipeline:
-    """The pipeline of a run folder or of the Hub, with the scheduler that was asked for."""
+def start(args: EvaluationArguments) -> torch.device:
+    """Check what doesn't depend on any data, and return the device to work on."""
+    check_processes()
+    processes = current_processes()
+    use_all_cores(processes.device)
+    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+        raise InputError(f"--output_dir {args.output_dir} is a file; name a folder")
+    if args.device is None:
+        return processes.device
+    if processes.num_processes > 1:
+        raise InputError("--device is for one process; accelerate gives each of several its own")
     try:
-        pipe = ClassConditionalPipeline.from_pretrained(args.run).to(device)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{args.run} is not a pipeline of hwdiffusion: {reason}") from error
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {args.device} is not there: {' '.join(str(error).split())[:100]}") from error
+    return torch.device(args.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The generated side
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_pipeline(run: str, device: torch.device) -> ClassConditionalPipeline:
+    """The pipeline of a run folder or of the Hub."""
+    try:
+        pipe = ClassConditionalPipeline.from_pretrained(run)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{run} is not a pipeline of hwdiffusion: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(pipe.unet, UNet2DConditionModel):
+        raise InputError(f"{run} is not a pipeline of hwdiffusion: its unet is a {type(pipe.unet).__name__}")
     pipe.set_progress_bar_config(disable=True)
-    if args.scheduler is not None:
-        swap_scheduler(pipe, args.scheduler)
-    return pipe
+    return pipe.to(device)
+
+
+def choose_scheduler(pipe, name: str | None):
+    """Give a pipeline the scheduler that was asked for, if any was."""
+    try:
+        if name is not None:
+            swap_scheduler(pipe, name)
+    except (NotImplementedError, ValueError) as error:
+        raise InputError(f"--scheduler {name} can't be made for this pipeline: {error}") from error
 
 
 def check_sampling(pipe, args: EvaluationArguments):
@@ -244,69 +141,137 @@ def check_sampling(pipe, args: EvaluationArguments):
         raise InputError(f"{args.run}: {error}") from error
 
 
-def device_of(args: EvaluationArguments) -> torch.device:
-    return torch.device(args.device) if args.device else current_processes().device
+def image_mode_of(pipe) -> str:
+    """`L` or `RGB`, by the channels of a pipeline's pictures."""
+    config = pipe.unet.config if pipe.vqvae is None else pipe.vqvae.config
+    return "L" if config.out_channels == 1 else "RGB"
 
 
-def image_channels_of(pipe) -> int:
-    return pipe.unet.config.out_channels if pipe.vqvae is None else pipe.vqvae.config.out_channels
+# ---------------------------------------------------------------------------------------------------------------------
+# The judge
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class RealSide:
-    """What pictures are held against: those held out, and those that were trained on, where they are known."""
+class Judge:
+    """The real side, and the extractor by which pictures are held against it; real features are extracted once."""
 
-    held_out: ImageDataset
-    training: ImageDataset | None
-    name: str
-    split: str
+    def __init__(self, real: RealSide, extractor, wanted: set[str], seed: int):
+        self.real, self.extractor, self.wanted, self.seed = real, extractor, wanted, seed
 
+    def __call__(self, pictures, of: str) -> tuple[dict, Features]:
+        """The report of samples or of a data set, and their features; `of` is their name."""
+        ours = extract(self.extractor, pictures, "pictures to judge")
+        training = self.training if self.real.training is not None else None
+        report = {
+            "version": __version__,
+            "of": of,
+            "n": len(pictures),
+            "metrics": sorted(self.wanted),
+            "sampling": pictures.settings if isinstance(pictures, Samples) else None,
+            "extractor": self.extractor.describe(),
+            "reference": self.reference(),
+            **measure(ours, self.held_out, training, self.wanted, self.extractor.class_names, self.seed),
+        }
+        return report, ours
 
-def data_arguments(source: str | None, size, mode: str, **settings) -> SimpleNamespace:
-    """The [`DataArguments`] that name a folder, a file or a data set."""
-    values = {item.name: getattr(DataArguments(), item.name) for item in fields(DataArguments)}
-    values |= {"seed": 0, **settings}
-    if source is not None:
-        is_file = Path(source).exists() or source.endswith(".npz")
-        values |= {"train_data_dir": source if is_file else None, "dataset_name": None if is_file else source}
-    values |= {"resolution": list(size), "image_mode": mode}
-    return SimpleNamespace(**values)
+    def reference(self) -> dict:
+        """What pictures are compared with, for the report."""
+        return {"name": self.real.name, "split": self.real.split, "n": len(self.real.held_out)}
 
+    @cached_property
+    def held_out(self) -> Features:
+        return extract(self.extractor, self.real.held_out, "held-out pictures")
 
-def load_real_side(args: EvaluationArguments, size, mode: str) -> RealSide:
-    """The pictures that `--reference` names, or those of the run's own configuration."""
-    settings = {} if args.run is None else run_settings(args.run)
-    if args.reference is None and not settings:
-        what = "--images" if args.run is None else f"{args.run}, which has no config.yaml,"
-        raise InputError(f"{what} needs --reference: a folder, an .npz, or a data set to compare with")
-    of_data = {item.name for item in fields(DataArguments)} | {"seed"}
-    if args.reference is not None:  # the run's columns and limits belong to the run's data
-        of_data = {"center_crop", "seed", "validation_fraction"}
-    settings = {key: value for key, value in settings.items() if key in of_data}
-    source = args.reference if args.reference is not None else args.train_data_dir
-    named = data_arguments(source, size, mode, **{**settings, "skip_bad_images": args.skip_bad_images})
-    name = Path(named.train_data_dir).name if named.train_data_dir else named.dataset_name
-    if args.reference is not None and not has_splits(named):
-        return RealSide(load_images(named), None, name, "all of it")
-    data = load_data(named)
-    return RealSide(data.validation, data.train, name, "held-out")
+    @cached_property
+    def training(self) -> Features:
+        return extract(self.extractor, self.real.training, "training pictures")
 
 
-def run_settings(run: str) -> dict:
-    """The flags of the script that made a run, from its config.yaml; empty if there is none."""
-    path = Path(run) / "config.yaml"
-    if not Path(run).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+def build_judge(
+    args: EvaluationArguments, pipe, class_names: list[str], count: int, train_classifier: Callable, device
+) -> Judge:
+    """The judge that the arguments ask for; a classifier that isn't given is trained, once, and kept.
 
-        try:
-            path = Path(hf_hub_download(run, "config.yaml"))
-        except EntryNotFoundError:
-            return {}
-    if not path.is_file():
-        return {}
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return saved.get(saved.get("script"), {}) if isinstance(saved, dict) and saved.get("script") in SCRIPTS else {}
+    Args:
+        pipe: whose samples are judged; `None` for pictures.
+        class_names: of what is judged; empty without labels.
+        count: how many pictures there will be.
+
+    Raises:
+        InputError: the sides, the extractor and the metrics that were asked for don't fit together.
+    """
+    size, mode = args.resolution, args.image_mode
+    if pipe is not None:
+        size, mode = list(pipe.image_size), image_mode_of(pipe)
+    real = load_real_side(args, size, mode)
+    wanted = check_metrics(args, class_names, real)
+    source = args.extractor_weights
+    if args.extractor == "classifier":
+        source = args.classifier
+        if source is None and real.training is None:
+            raise InputError(
+                f"a classifier must be trained on other pictures than it compares, but {args.reference} has no train "
+                "split; give --classifier FOLDER"
+            )
+        if source is None and real.held_out.class_names != real.training.class_names:
+            raise InputError(
+                f"a classifier can't be trained on classes ({few(real.training.class_names) or 'none'}) and tested on "
+                f"others ({few(real.held_out.class_names) or 'none'}); give --classifier FOLDER"
+            )
+        if source is None:
+            data = Data(real.training, real.held_out, 0)
+            config = classifier_config(data, real.name, _beside(args) / f"classifier-{real.fingerprint()}")
+            names = real.training.class_names if len(real.training.class_names) > 1 else None
+            dimension = config.sections["classifier"]["hidden_sizes"][-1]
+            check_extractor(args, "the classifier to be trained", names, dimension, class_names, count, real, wanted)
+            source = trained(config, data, train_classifier)
+    extractor = load_extractor(args.extractor, None if source is None else str(source), device)
+    what = f"--classifier {source}" if args.extractor == "classifier" else f"--extractor {args.extractor}"
+    names, dimension = extractor.class_names, extractor.dimension
+    check_extractor(args, what, names, dimension, class_names, count, real, wanted)
+    return Judge(real, extractor, wanted, args.seed)
+
+
+def _beside(args: EvaluationArguments) -> Path:
+    """Where a classifier is kept, so that evaluations and sweeps of a run share it."""
+    return Path(args.run) if args.run is not None and Path(args.run).is_dir() else Path(args.output_dir)
+
+
+class TrainingJudge:
+    """Judges a pipeline while it is trained, on the held-out pictures: always the same labels and seeds.
+
+    Args:
+        args: the [`DiffusionArguments`] of the run.
+        class_names: of the labels that the UNet takes; empty if it takes none.
+
+    Raises:
+        InputError: the classifier doesn't fit the pictures or their number.
+    """
+
+    def __init__(self, args, data: Data, class_names: list[str]):
+        extractor = load_extractor("classifier", args.evaluation_classifier, current_processes().device)
+        wanted = {"distances"}
+        if class_names and extractor.class_names is not None:
+            wanted.add("labels")
+        elif args.best_metric == "label_accuracy":
+            raise InputError("--best_metric label_accuracy needs a UNet and a classifier that know labels")
+        real = RealSide(data.validation, None, describe(args), "held-out", trained_on=False)
+        what, count = f"--evaluation_classifier {args.evaluation_classifier}", args.evaluation_samples
+        names, dimension = extractor.class_names, extractor.dimension
+        check_extractor(EvaluationArguments(), what, names, dimension, class_names, count, real, wanted)
+        self.judge, self.count, self.seed = Judge(real, extractor, wanted, args.seed), count, args.seed
+        sha = extractor.describe()["weights_sha256"]
+        self.identity = {"n": count, "classifier_sha256": sha, "best_metric": args.best_metric}
+
+    def __call__(self, pipe: ClassConditionalPipeline) -> dict[str, float]:
+        pipe.set_progress_bar_config(disable=True)
+        starts, names = range(0, self.count, CHUNK), list(pipe.id2label.values())
+        images = torch.cat([draw(pipe, first, min(first + CHUNK, self.count), self.seed) for first in starts])
+        report, _ = self.judge(Pictures(images, labels_of(names, 0, self.count), names), of="run")
+        measured = {"eval_frechet_distance": report["distances"]["frechet_distance"]}
+        if "labels" in report:
+            measured["eval_label_accuracy"] = report["labels"]["accuracy"]
+        return measured
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -314,49 +279,125 @@ def run_settings(run: str) -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def check_metrics(args: EvaluationArguments, class_names: list[str], count: int, real: RealSide) -> set[str]:
+def check_metrics(args: EvaluationArguments, class_names: list[str], real: RealSide) -> set[str]:
     """The metrics to take: those that were asked for, or all that can be had.
 
     Raises:
         InputError: one was asked for that can't be had.
     """
     wanted = set(args.metrics if args.metrics is not None else ("labels", "distances", "manifold", "memorisation"))
-    if wanted & {"labels", "cas"} and not class_names:
-        what = args.run or args.images
-        if args.metrics is not None:
-            raise InputError(f"{what} has no labels, so the metrics labels and cas can't be taken; leave them out")
-        wanted -= {"labels", "cas"}
-    if wanted & {"memorisation", "cas"} and real.training is None:
-        if args.metrics is not None:
-            raise InputError(
-                "memorisation and cas need the pictures that were trained on, but --reference "
-                f"{args.reference} has no train split beside the one to compare with; leave them out"
-            )
-        wanted -= {"memorisation", "cas"}
-    smallest = min(count, len(real.held_out))
-    if "manifold" in wanted and smallest <= 5:
-        raise InputError(f"precision and coverage look at 5 neighbours, so more than {smallest} pictures are needed")
+
+    def leave_out(metrics: set[str], why: str):
+        if args.metrics is not None and wanted & metrics:
+            raise InputError(f"{why}, so the metric {sorted(wanted & metrics)[0]} can't be taken; leave it out")
+        wanted.difference_update(metrics)
+
+    if not class_names:
+        leave_out({"labels", "cas"}, f"{args.run or args.images} has no labels")
+    if not real.trained_on:
+        leave_out({"memorisation"}, "the pictures that were trained on aren't known")
+    if real.training is None:
+        leave_out({"cas"}, f"{args.reference} has no train split")
+    elif "cas" in wanted:
+        names = real.training.class_names
+        if set(names) != set(class_names) or names != real.held_out.class_names or len(names) < 2:
+            leave_out({"cas"}, f"{real.name} has other classes ({few(real.held_out.class_names) or 'none'})")
     return wanted
 
 
-def check_extractor(args, extractor, class_names: list[str], count: int, real: RealSide, wanted: set[str]):
-    """Raise InputError where the extractor doesn't fit the pictures or their number."""
-    names = extractor.class_names
-    for pictures in (class_names, real.held_out.class_names):
-        unknown = [name for name in pictures if names is not None and name not in names]
-        if unknown and "labels" in wanted:
-            raise InputError(
-                f"--classifier {args.classifier} tells apart {few(names)}, but there are pictures of {unknown[0]!r}; "
-                "use one that was trained on these classes, or leave the metric labels out"
-            )
-    if "labels" in wanted and names is None:
-        if args.metrics is not None and args.extractor == "classifier":
-            raise InputError(f"--classifier {args.classifier} knows no labels, so the metric labels can't be taken")
+def check_extractor(
+    args: EvaluationArguments,
+    what: str,
+    names: list[str] | None,
+    dimension: int,
+    class_names: list[str],
+    count: int,
+    real: RealSide,
+    wanted: set[str],
+):
+    """Raise InputError where an extractor doesn't fit the pictures or their number; `wanted` loses what it can't give.
+
+    Args:
+        what: what the extractor is called.
+        names: of the classes that it tells apart; `None` if it tells none apart.
+        dimension: of its features.
+        class_names, count: of what is judged.
+    """
+    if names is None:
+        if args.metrics is not None and "labels" in wanted:
+            raise InputError(f"{what} knows no labels, so the metric labels can't be taken; leave it out")
         wanted.discard("labels")
-    if "distances" in wanted:
-        for number, what in ((count, "samples"), (len(real.held_out), "held-out pictures")):
-            if number <= extractor.dimension:
-                raise InputError(
-                    f"a Fréchet distance of {extractor.dimension} features needs at least {extractor.dimension + 1} "
-                    f"{what}, but there are {number}; give more, or leave the metric distances out"
-                )
+    if "labels" in wanted:
+        unknown = [name for name in (*class_names, *real.held_out.class_names) if name not in names]
+        if unknown:
+            raise InputError(
+                f"{what} tells apart {few(names)}, but there are pictures of {unknown[0]!r}; use one that was trained "
+                "on these classes, or leave the metric labels out"
+            )
+    if not wanted:
+        raise InputError("none of the metrics can be taken of these pictures")
+    sides = ((count, "pictures to judge"), (len(real.held_out), "held-out pictures"))
+    for number, side in sides:
+        if "distances" in wanted and number <= dimension:
+            raise InputError(
+                f"a Fréchet distance of {dimension} features needs at least {dimension + 1} {side}, but there are "
+                f"{number}; give more, or leave the metric distances out"
+            )
+        if "manifold" in wanted and number <= NEIGHBOURS:
+            raise InputError(f"precision and recall need at least {NEIGHBOURS + 1} {side}, but there are {number}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classifiers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def classifier_config(data: Data, name: str, output_dir: Path) -> Config:
+    """How a classifier for an evaluation is trained: some 360,000 pictures, at most 40 epochs."""
+    count, images = len(data.train), data.train[[0]][0]
+    epochs = max(1, min(40, round(360_000 / count)))
+    batch_size = max(8, min(128, count // 16) // current_processes().num_processes)
+    argv = ["--preset", "mnist-classifier", "--dataset_name", name, "--output_dir", str(output_dir), "--resolution"]
+    argv += [*map(str, images.shape[-2:]), "--image_mode", "L" if images.shape[1] == 1 else "RGB"]
+    return parse("train_classifier", [*argv, "--num_train_epochs", str(epochs), "--train_batch_size", str(batch_size)])
+
+
+def trained(config: Config, data: Data, train_classifier: Callable) -> Path:
+    """The folder of a classifier, trained if it isn't there; all processes train."""
+    folder = Path(config.args.output_dir)
+    finished = (folder / "config.json").is_file() and (folder / "README.md").is_file()  # the card comes last
+    current_processes().wait_for_everyone()  # all have looked
+    return folder if finished else train_classifier(config, data)
+
+
+def classification_accuracy_score(
+    pictures, real: RealSide, seed: int, train_classifier: Callable, output_dir: Path
+) -> dict:
+    """CAS (Ravuri and Vinyals 2019): accuracy on real held-out pictures of a classifier that has only seen generated
+    ones, beside that of one that has seen as many real ones. All processes train."""
+    from transformers import AutoConfig
+
+    processes = current_processes()
+    processes.wait_for_everyone()  # until all have drawn
+    count, names = min(len(pictures), len(real.training)), real.training.class_names
+    path = output_dir / "cas-generated.npz"
+    if processes.is_main_process:
+        ids = torch.tensor([names.index(name) for name in pictures.class_names])
+        save_npz(path, ((images, ids[labels]) for images, labels in batches_of(pictures)), names, count)
+    processes.wait_for_everyone()
+    images = real.training[[0]][0]
+    generated = load_images(data_arguments(str(path), images.shape[-2:], "L" if images.shape[1] == 1 else "RGB"))
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(real.training))[:count])
+    scores: dict = {"n": count}
+    for side, training in {"generated": generated, "real": real.training.subset(chosen)}.items():
+        data = Data(training, real.held_out, 0)
+        # by its data, so that only an interrupted evaluation of the same samples continues one
+        key = RealSide(real.held_out, training, real.name, "", trained_on=False).fingerprint()
+        folder = trained(classifier_config(data, real.name, output_dir / f"cas-{side}-{key}"), data, train_classifier)
+        scores[side] = AutoConfig.from_pretrained(folder).test_accuracy
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        path.unlink()
+        for folder in output_dir.glob("cas-*"):
+            shutil.rmtree(folder)
+    return scores

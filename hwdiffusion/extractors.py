@@ -13,14 +13,11 @@ import torch.nn.functional as F
 from hwdiffusion import InputError
 
 
-EXTRACTORS = ("classifier", "inception", "dinov2")
-
-
 def load_extractor(name: str, source: str | None, device: torch.device | str = "cpu"):
     """The extractor of that name.
 
     Args:
-        name: one of `EXTRACTORS`.
+        name: classifier, inception or dinov2.
         source: a folder or Hub id of the classifier or the DINOv2, a file with the weights of Inception; `None` takes
             the standard one, which a classifier hasn't.
 
@@ -111,11 +108,17 @@ class InceptionExtractor:
 
     def __init__(self, source: str | None = None, device="cpu"):
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+            from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ImportError as error:
             raise InputError('the extractor `inception` needs `pip install "hwdiffusion[fid]"`') from error
         try:
-            self.model = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=source)
+            # torch-fidelity would unpickle anything: only a file of nothing but tensors gets that far
+            path = source
+            if source is None:
+                torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, weights_only=True, map_location="cpu")
+                path = str(Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name))
+            torch.load(path, weights_only=True, map_location="cpu")
+            self.model = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path)
         except Exception as error:  # whatever the download or the file trips over
             reason = " ".join(str(error).split())[:200]
             where = "the standard weights" if source is None else source
@@ -152,7 +155,7 @@ class DINOv2Extractor:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
-        # as its image processor: 224x224, and the mean and deviation of ImageNet
+        # the whole picture at 224x224 (its own processor would cut off the edges), ImageNet's mean and deviation
         pictures = scaled(as_channels(images.to(self.device).float() / 255, 3), (224, 224))
         mean = pictures.new_tensor([0.485, 0.456, 0.406])[:, None, None]
         deviation = pictures.new_tensor([0.229, 0.224, 0.225])[:, None, None]

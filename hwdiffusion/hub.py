@@ -1,5 +1,6 @@
 """The model cards of runs, and their way to the Hub."""
 
+import json
 from pathlib import Path
 
 import yaml
@@ -8,6 +9,8 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from hwdiffusion import __version__
 from hwdiffusion.config import Config
+from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.samples import weights_digest
 
 
 _CARD = """---
@@ -64,11 +67,11 @@ A stock `ResNetForImageClassification` of [transformers](https://github.com/hugg
 scratch with `hwdiffusion` {version}. {purpose}
 
 Test accuracy: **{accuracy:.4f}** (95 % interval {low:.4f} to {high:.4f}), on the validation pictures named below,
-which it has not seen in training.
+which it has not seen in training{noised}.
 
 ## Inputs
 
-`pixel_values` are `{shape}`, in [-1, 1], scaled to that size. {inputs}
+`pixel_values` are `{shape}`: pictures in [-1, 1], scaled to that size. {inputs}
 The outputs are {classes}.
 
 ## Training
@@ -85,7 +88,7 @@ def write_classifier_card(config: Config, model_config, interval: tuple[float, f
     args, output_dir = config.args, Path(config.args.output_dir)
     names = [model_config.id2label[k] for k in sorted(model_config.id2label)]
     kind = "latents, times their scaling factor," if model_config.latent else "pictures"
-    inputs = f"They are {kind}, noised, and in the last channel the noise level, timestep / 1000 of the schedule."
+    inputs = f"Here they are {kind} noised, and in the last channel the timestep, over the number of them in training."
     metadata = ModelCardData(
         library_name="transformers", pipeline_tag="image-classification", tags=["hwdiffusion"], metrics=["accuracy"]
     )
@@ -95,6 +98,7 @@ def write_classifier_card(config: Config, model_config, interval: tuple[float, f
         version=__version__,
         purpose="It guides sampling." if model_config.noise_aware else "It judges generated pictures.",
         accuracy=model_config.test_accuracy,
+        noised=", at all levels of noise" if model_config.noise_aware else "",
         low=interval[0],
         high=interval[1],
         shape=f"(B, {model_config.num_channels}, {', '.join(map(str, model_config.image_size))})",
@@ -150,20 +154,41 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         guidance=pipeline.config.default_guidance_scale,
         config=yaml.safe_dump(_without_paths(config), sort_keys=False),
     )
+    evaluation = _evaluation_of(output_dir)
     ModelCard(card).save(output_dir / "README.md")
+    if evaluation is not None:
+        add_to_card(output_dir, evaluation)
 
 
-def add_to_card(run: Path, title: str, text: str):
-    """Put a section into a run's card, in the place of the one of that title if there is one."""
+_EVALUATION, _END_OF_EVALUATION = "<!-- evaluation -->", "<!-- end of evaluation -->"
+
+
+def add_to_card(run: Path, evaluation: str):
+    """Put an evaluation into a run's card, in the place of the one before."""
     path = run / "README.md"
     card = path.read_text(encoding="utf-8") if path.is_file() else ""
-    start, end = f"<!-- {title} -->", f"<!-- end of {title} -->"
-    if start in card and end in card:
-        card = card[: card.index(start)] + card[card.index(end) + len(end) :].lstrip("\n")
-    section = f"{start}\n## {title}\n\n{text}\n{end}\n"
+    before, after = card, ""
+    if _EVALUATION in card and _END_OF_EVALUATION in card:
+        before, rest = card.split(_EVALUATION, 1)
+        after = rest.split(_END_OF_EVALUATION, 1)[1].strip("\n")
+    section = f"{_EVALUATION}\n## Evaluation\n\n{evaluation}\n{_END_OF_EVALUATION}\n"
     part = path.with_name("README.md.part")
-    part.write_text(f"{card.rstrip()}\n\n{section}", encoding="utf-8")
+    part.write_text(f"{before.rstrip()}\n\n{section}{after}", encoding="utf-8")
     part.replace(path)
+
+
+def _evaluation_of(run: Path) -> str | None:
+    """The evaluation in a run's card, if it is of these very weights."""
+    card, report = run / "README.md", run / "evaluation.json"
+    if not card.is_file() or not report.is_file():
+        return None
+    evaluated = json.loads(report.read_text(encoding="utf-8"))["sampling"]["weights_sha256"]
+    text = card.read_text(encoding="utf-8")
+    # of the weights that are saved: those in memory are not averaged
+    if evaluated != weights_digest(ClassConditionalPipeline.from_pretrained(run)) or _END_OF_EVALUATION not in text:
+        return None
+    section = text.split(_EVALUATION, 1)[1].split(_END_OF_EVALUATION, 1)[0]
+    return section.strip().removeprefix("## Evaluation").strip()
 
 
 def push(run: Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
@@ -178,8 +203,17 @@ def push(run: Path, repo_id: str, private: bool = False, token: str | None = Non
     card = (run / "README.md").read_text(encoding="utf-8")
     own_name = f'from_pretrained("{run.resolve().name}"'
     (run / "README.md").write_text(card.replace(own_name, f'from_pretrained("{repo_id}"'), encoding="utf-8")
-    files = ["model_index.json", "pipeline_*.py", "README.md", "samples.png", "loss.png", "config.yaml"]
-    files += ["config.json", "model*.safetensors*"]  # a classifier
+    files = [
+        "model_index.json",
+        "pipeline_*.py",
+        "README.md",
+        "samples.png",
+        "loss.png",
+        "config.yaml",
+        "evaluation.json",
+        "config.json",
+        "model*.safetensors*",
+    ]
     folders = ["unet/*", "scheduler/*", "vqvae/*"]
     api.upload_folder(
         repo_id=repo_id, folder_path=run, allow_patterns=files + folders, commit_message="Upload pipeline"

@@ -11,6 +11,7 @@ import torch
 
 
 MOST_DISTANCES = 2**24  # at once: 128 MiB in float64
+NEIGHBOURS = 5  # as Naeem et al. 2020 recommend
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,8 +95,8 @@ def kernel_distance(
     real: torch.Tensor, generated: torch.Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """The unbiased squared MMD with kernel (x·y / D + 1)³, mean and standard deviation over random subsets
-    (Bińkowski et al. 2018, section 4)."""
-    size = min(subset_size, len(real), len(generated))
+    (Bińkowski et al. 2018, section 4), which are of no more than half of the smaller side, so that they differ."""
+    size = min(subset_size, max(2, min(len(real), len(generated)) // 2))
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(subsets):
@@ -110,7 +111,7 @@ def kernel_distance(
     return values.mean().item(), values.std(unbiased=False).item()
 
 
-def manifold_scores(real: torch.Tensor, generated: torch.Tensor, k: int = 5) -> dict[str, float]:
+def manifold_scores(real: torch.Tensor, generated: torch.Tensor, k: int = NEIGHBOURS) -> dict[str, float]:
     """Precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2), density and coverage (Naeem et al. 2020, eq. 4
     and 6): do generated pictures lie where real ones do, and the other way round, by balls to the k-th neighbour?
 
@@ -173,10 +174,11 @@ def _distances(queries: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[in
     """
     others = others.double()
     centre = others.mean(dim=0)
+    centred = others - centre
     rows = max(1, MOST_DISTANCES // len(others))
     for start in range(0, len(queries), rows):
         chunk = queries[start : start + rows].double()
-        yield start, torch.cdist(chunk - centre, others - centre, compute_mode="use_mm_for_euclid_dist")
+        yield start, torch.cdist(chunk - centre, centred, compute_mode="use_mm_for_euclid_dist")
 
 
 def _neighbour_radii(features: torch.Tensor, k: int) -> torch.Tensor:

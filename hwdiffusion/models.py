@@ -121,7 +121,8 @@ def build_classifier(
         "depths": [1, 1, 1],
         **section,
     }
-    image_size = section.pop("image_size", [side * 2 if max(size) < 64 else side for side in size])
+    default = [max(size)] * 2 if section.get("pretext") == "rotation" else list(size)  # a square can be turned
+    image_size = section.pop("image_size", [side * 2 if max(size) < 64 else side for side in default])
     if not (isinstance(image_size, list) and len(image_size) == 2 and all(isinstance(n, int) for n in image_size)):
         raise InputError(f"image_size in section classifier must be a list of height and width, not {image_size!r}")
     given = {key: value for key, value in section.items() if key not in contract}

@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
-def write_json(path: Path, report):
+def write_json(path: Path, report: dict | list):
+    """Write a report beside its place, then put it there."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, path)
@@ -24,15 +26,18 @@ def as_table(report: dict, markdown: bool = False) -> str:
         rows.append(("worst class", f"{worst[0]:.4f} ({worst[1]})", real))
         rows.append(("mean confidence", f"{ours['confidence']:.4f}", f"{theirs['confidence']:.4f}" if theirs else ""))
     if "distances" in report:
-        ours, theirs = report["distances"], floor["distances"]
-        rows.append(("Fréchet distance", *(f"{side['frechet_distance']:.4f}" for side in (ours, theirs))))
-        spread = (f"{side['kernel_distance']:.2e} ± {side['kernel_distance_sd']:.0e}" for side in (ours, theirs))
+        sides = [side.get("distances") for side in (report, floor)]
+        rows.append(("Fréchet distance", *(f"{side['frechet_distance']:.4f}" if side else "" for side in sides)))
+        spread = (
+            f"{side['kernel_distance']:.2e} ± {side['kernel_distance_sd']:.0e}" if side else "" for side in sides
+        )
         rows.append(("kernel distance", *spread))
     if "manifold" in report:
         for name in ("precision", "recall", "density", "coverage"):
-            rows.append((name, *(f"{side['manifold'][name]:.4f}" for side in (report, floor))))
+            sides = [side.get("manifold") for side in (report, floor)]
+            rows.append((name, *(f"{side[name]:.4f}" if side else "" for side in sides)))
     for space, scores in report.get("memorisation", {}).items():
-        rows.append((f"nearest training picture, ratio ({space})", f"{scores['ratio']:.3f}", "1"))
+        rows.append((f"distance to the nearest training picture ({space}), ratio", f"{scores['ratio']:.3f}", "1"))
         rows.append((f"share of copies ({space})", f"{scores['share_of_copies']:.4f}", "0.01"))
     if "cas" in report:
         rows.append(("CAS", f"{report['cas']['generated']:.4f}", f"{report['cas']['real']:.4f}"))
@@ -45,12 +50,48 @@ def as_table(report: dict, markdown: bool = False) -> str:
         drawn = "samples ({scheduler}, {num_inference_steps} steps, guidance {guidance_scale})".format(**sampling)
     about = (
         f"{report['n']} {drawn} against {reference['n']} pictures of {reference['name']} ({reference['split']}); "
-        f"features of {extractor['extractor']} {extractor['model']}{judged}{pretext}; real column: {floor['n']} "
-        f"pictures ({floor['of']})."
+        f"features of {extractor['extractor']} {extractor['model']}{judged}{pretext}. The column of real pictures: "
+        f"labels and nearest pictures of the {reference['n']}, else {floor['n']} others ({floor['of']})."
     )
     if markdown:
         lines = [f"| {name} | {ours} | {real} |" for name, ours, real in rows]
-        return "\n".join([about, "", "| | generated | real |", "|---|---|---|", *lines])
+        return "\n".join([about, "", "| | these | real |", "|---|---|---|", *lines])
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return "\n".join([about, *lines])
+
+
+def sweep_table(rows: list[dict]) -> str:
+    """A sweep for reading: a line a combination, in Markdown."""
+    columns: dict[str, Callable[[dict], str]] = {
+        "scheduler": lambda row: row["sampling"]["scheduler"].removesuffix("Scheduler"),
+        "steps": lambda row: str(row["sampling"]["num_inference_steps"]),
+        "guidance": lambda row: f"{row['sampling']['guidance_scale']:g}",
+    }
+    first = rows[0]
+    if "labels" in first:
+        columns["label accuracy (95 %)"] = lambda row: "{:.4f} ({:.3f}–{:.3f})".format(
+            row["labels"]["accuracy"], *row["labels"]["accuracy_95"]
+        )
+        columns["worst class"] = lambda row: f"{row['labels']['worst_class']:.3f}"
+    if "distances" in first:
+        columns["Fréchet distance"] = lambda row: f"{row['distances']['frechet_distance']:.3f}"
+    if "manifold" in first:
+        columns["precision"] = lambda row: f"{row['manifold']['precision']:.3f}"
+        columns["recall"] = lambda row: f"{row['manifold']['recall']:.3f}"
+        columns["coverage"] = lambda row: f"{row['manifold']['coverage']:.3f}"
+    if "memorisation" in first:
+        columns["nearest training ratio"] = lambda row: f"{row['memorisation']['features']['ratio']:.3f}"
+    columns["images/s"] = lambda row: f"{row['images_per_second']:.1f}"
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[column(row) for column in columns.values()] for row in rows]
+    reference, floor = first["reference"], first["floor"]
+    about = (
+        f"{first['n']} samples a line, against {reference['n']} pictures of {reference['name']} "
+        f"({reference['split']}), by the extractor {first['extractor']['extractor']} {first['extractor']['model']}"
+    )
+    if "distances" in first:
+        about += (
+            f"; the Fréchet distance of {floor['n']} real pictures is {floor['distances']['frechet_distance']:.3f}"
+        )
+    return "\n".join([about, "", *(f"| {' | '.join(cells)} |" for cells in lines)])

@@ -1,7 +1,6 @@
 """Samples of a pipeline for an evaluation: drawn by all processes, kept chunk by chunk, each with a seed of its own.
 
-Sample i has the seed `seed` + i and the label i mod K. So an interrupted evaluation continues where it stopped, and a
-longer one only adds to a shorter one.
+Sample i has the seed `seed` + i and the label i mod K, so an interrupted evaluation continues where it stopped.
 """
 
 import hashlib
@@ -9,8 +8,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hwdiffusion.arguments import EvaluationArguments
-
-
-CHUNK = 250  # samples a file
+from hwdiffusion.arguments import CHUNK, EvaluationArguments
+from hwdiffusion.run_folder import replace_folder
 
 
 def labels_of(class_names: list[str], start: int, stop: int) -> torch.Tensor | None:
@@ -29,7 +27,9 @@ def labels_of(class_names: list[str], start: int, stop: int) -> torch.Tensor | N
     return torch.arange(start, stop) % len(class_names) if class_names else None
 
 
-def draw(pipe, start: int, stop: int, seed: int, steps: int | None = None, guidance: float | None = None):
+def draw(
+    pipe, start: int, stop: int, seed: int, steps: int | None = None, guidance: float | None = None
+) -> torch.Tensor:
     """Samples `start` to `stop` of a pipeline, uint8 `(B, C, H, W)`."""
     images = pipe(
         labels=labels_of(list(pipe.id2label.values()), start, stop),
@@ -54,9 +54,10 @@ class Samples:
             "seed": args.seed,
             "weights_sha256": weights_digest(pipe),
         }
-        scheduler = {key: str(value) for key, value in sorted(pipe.scheduler.config.items())}
-        key = json.dumps([self.settings, scheduler], sort_keys=True)
-        self.folder = output_dir / f"samples-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        scheduler = json.dumps({key: str(value) for key, value in pipe.scheduler.config.items()}, sort_keys=True)
+        self.settings["scheduler_sha256"] = hashlib.sha256(scheduler.encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        self.folder = output_dir / f"samples-{key[:12]}"
         self.count, self.batch_size, self.seed = args.num_samples, args.batch_size, args.seed
         self.class_names = list(pipe.id2label.values())
         starts = range(0, self.count, CHUNK)
@@ -66,6 +67,7 @@ class Samples:
         return self.count
 
     def describe(self) -> str:
+        """How they are drawn, in a few words."""
         return "{scheduler}, {num_inference_steps} steps, guidance {guidance_scale}".format(**self.settings)
 
     def draw(self, pipe, processes: PartialState):
@@ -104,6 +106,7 @@ class Samples:
         return self.folder / f"{start:07d}-{stop:07d}.npz"
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """uint8 `(B, C, H, W)` and ids `(B,)`, in the order of their seeds."""
         for start, stop in self.chunks:
             with np.load(self._path(start, stop), allow_pickle=False) as file:
                 yield torch.from_numpy(file["images"]), labels_of(self.class_names, start, stop)
@@ -130,15 +133,18 @@ class Samples:
         if how == "npz":
             save_npz(output_dir / "samples.npz", self.batches(), self.class_names)
         elif how == "png":
-            index = 0
+            index, part = 0, output_dir / "samples.part"
+            shutil.rmtree(part, ignore_errors=True)
             for images, labels in self.batches():
                 for image, label in zip(images, labels if labels is not None else [None] * len(images)):
-                    name = "" if label is None else self.class_names[int(label)].replace("/", "_")
-                    folder = output_dir / "samples" / name
+                    # a name that is no folder's, "a/b" or "..", is written as in an address
+                    name = "" if label is None else quote(self.class_names[int(label)], safe=" ")
+                    folder = part / name.replace("..", "%2E%2E")
                     folder.mkdir(parents=True, exist_ok=True)
                     array = image.permute(1, 2, 0).squeeze(-1).numpy()
                     Image.fromarray(array).save(folder / f"{index:06d}.png")
                     index += 1
+            replace_folder(part, output_dir / "samples")
         shutil.rmtree(self.folder)
 
 
@@ -151,12 +157,17 @@ def weights_digest(pipe) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_npz(path: Path, batches, class_names: list[str]):
-    """Pictures as an .npz that `--images`, `--reference` and `--train_data_dir` take."""
+def save_npz(path: Path, batches: Iterable, class_names: list[str], count: int | None = None):
+    """Pictures as an .npz that `--images`, `--reference` and `--train_data_dir` take.
+
+    Args:
+        batches: of uint8 `(B, C, H, W)` and ids `(B,)` or `None`.
+        count: only the first of them.
+    """
     images, labels = zip(*batches)
-    arrays = {"images": torch.cat(images).permute(0, 2, 3, 1).numpy()}
+    arrays = {"images": torch.cat(images)[:count].permute(0, 2, 3, 1).numpy()}
     if labels[0] is not None:
-        arrays |= {"labels": torch.cat(labels).numpy(), "class_names": np.array(class_names)}
+        arrays |= {"labels": torch.cat(labels)[:count].numpy(), "class_names": np.array(class_names)}
     part = path.with_suffix(".part")
     with open(part, "wb") as file:
         np.savez_compressed(file, **arrays)

@@ -7,6 +7,7 @@ a folder of pictures without labels, and arrays in an .npz file. To add one, wri
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ def read_sources(args) -> dict[str, Source]:
         folder = Path(args.train_data_dir)
         if folder.suffix == ".npz":
             return from_arrays(args, folder)
+        if folder.suffix == ".parquet" and folder.is_file():
+            return from_datasets(args, "parquet", data_files=str(folder))
         if not folder.is_dir():
             raise InputError(f"--train_data_dir {folder} is not a folder")
         if any(folder.rglob("*.parquet")):
@@ -75,7 +78,7 @@ def from_arrays(args, path: Path) -> dict[str, Source]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} can't be read as an .npz file of arrays: {' '.join(str(error).split())}") from error
     images, labels = (
         arrays.get(name, arrays.get(other)) for name, other in (("images", "arr_0"), ("labels", "arr_1"))
@@ -100,6 +103,8 @@ def from_arrays(args, path: Path) -> dict[str, Source]:
             raise InputError(f"`labels` of {path} must be {len(images)} ids, not {labels.dtype} {labels.shape}")
         names = arrays.get("class_names", np.arange(labels.max(initial=-1) + 1))
         class_names = [str(name) for name in names]
+        if len(set(class_names)) < len(class_names):
+            raise InputError(f"`class_names` of {path} must differ, but are {few(class_names)}")
         if labels.max(initial=-1) >= len(class_names):
             raise InputError(
                 f"`labels` of {path} go up to {labels.max()}, but there are {len(class_names)} class_names"

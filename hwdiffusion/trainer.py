@@ -23,24 +23,27 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, is_bf16_available, parse_flag_from_env
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from hwdiffusion import InputError, figures
-from hwdiffusion.arguments import SCRIPTS
 from hwdiffusion.config import Config
 from hwdiffusion.randomness import BatchOrder, Draws
+from hwdiffusion.run_folder import (
+    CHECKPOINT,
+    STATE_FILE,
+    checkpoint_to_resume,
+    find_checkpoints,
+    replace_folder,
+    sync_to_disk,
+    use_all_cores,
+)
 
 
-CHECKPOINT = "checkpoint-"
-STATE_FILE = "training_state.pt"
-RUN_FILES = ("config.yaml", "metrics.jsonl", "loss.png", "samples.png", "samples", "hwdiffusion", "README.md",
-             f"{CHECKPOINT}*", "latents.safetensors*", "first-stage", "model_index.json", "pipeline_*.py", "unet",
-             "vqvae", "scheduler", "config.json", "diffusion_pytorch_model*")  # fmt: skip
+BEST_FILE = "evaluation.json"
 DRY_RUN_STEPS = 6
 
 
@@ -68,123 +71,7 @@ class Evaluation:
     steps: int
     measure: Callable[[], dict[str, float]]
     rank: Callable[[dict[str, float]], float]  # the best is the one that ranks highest
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The run folder
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def check_run(config: Config):
-    """See whether a run can start or continue in its folder; nothing is written.
-
-    Raises:
-        InputError: the folder holds something else, or a run with other settings; the tracker isn't installed.
-    """
-    folder, args = Path(config.args.output_dir), config.args
-    launched, processes = int(os.environ.get("WORLD_SIZE", 1)), current_processes()
-    if launched != processes.num_processes:
-        raise InputError(
-            f"{launched} processes were launched, but they don't know of each other; on CPUs launch with "
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
-        )
-    if args.mixed_precision == "fp16" and processes.device.type == "cpu":
-        raise InputError("--mixed_precision fp16 needs a GPU; use no or bf16")
-    if args.mixed_precision == "bf16" and not is_bf16_available():
-        raise InputError("--mixed_precision bf16 is not supported by this device; use no or fp16")
-    trackers = sorted(tracker.value for tracker in get_available_trackers())
-    if args.report_to is not None and args.report_to not in trackers:
-        raise InputError(
-            f"--report_to {args.report_to} is not a tracker that is installed ({', '.join(trackers) or 'none is'}); "
-            "install it, or leave the flag out: metrics.jsonl is always written"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output_dir {folder} is a file; name a folder")
-    if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
-        raise InputError("--overwrite_output_dir deletes what --resume_from_checkpoint asks for; give one of them")
-    if args.resume_from_checkpoint not in (None, "latest") and _checkpoint_to_resume(args) is None:
-        raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint")
-    checkpoint = None if args.overwrite_output_dir else _checkpoint_to_resume(args)
-    if checkpoint is not None:
-        script = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)["script"]
-        if script != config.script:
-            raise InputError(f"{checkpoint} is a checkpoint of {script}, not of {config.script}")
-    if folder.is_dir() and any(folder.iterdir()):
-        _check_same_run(folder, config)
-    processes.wait_for_everyone()  # all have looked before one of them writes
-
-
-def _check_same_run(folder: Path, config: Config):
-    args, saved = config.args, {}
-    if (folder / "config.yaml").is_file():
-        saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    if not isinstance(saved, dict) or saved.get("script") not in SCRIPTS:
-        raise InputError(f"--output_dir {folder} is not empty and not a run folder; name a new folder")
-    if args.overwrite_output_dir:
-        return
-    if saved.get("script") != config.script:
-        raise InputError(
-            f"--output_dir {folder} holds a run of {saved.get('script')}; name another folder, or give "
-            "--overwrite_output_dir to delete it"
-        )
-    changes = config.changes(saved)
-    if changes and args.resume_from_checkpoint is None:
-        raise InputError(
-            f"--output_dir {folder} holds a run with other settings ({', '.join(changes)}); name another folder, give "
-            "--overwrite_output_dir to start anew, or --resume_from_checkpoint latest to continue with these settings"
-        )
-
-
-def prepare_output_dir(config: Config):
-    """Make the run folder and write the configuration into it; with --overwrite_output_dir delete the run there."""
-    if config.args.dry_run:
-        return
-    folder, processes = Path(config.args.output_dir), current_processes()
-    if processes.is_main_process:
-        if config.args.overwrite_output_dir:
-            _delete_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(f"{CHECKPOINT}*.part"):
-            shutil.rmtree(unfinished)
-        config.save(folder / "config.yaml")
-    processes.wait_for_everyone()
-
-
-def current_processes() -> PartialState:
-    """The processes that were launched together, and their device."""
-    # Told of the CPU, because the first state that is made decides for all: without it, processes that were launched
-    # on CPUs would not know of each other, and each would train alone.
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run folder, the newest first."""
-    numbered = [(path.name.removeprefix(CHECKPOINT), path) for path in folder.glob(f"{CHECKPOINT}*")]
-    whole = [(int(step), path) for step, path in numbered if step.isdigit() and (path / STATE_FILE).is_file()]
-    return [path for _, path in sorted(whole, reverse=True)]
-
-
-def _checkpoint_to_resume(args) -> Path | None:
-    if args.resume_from_checkpoint in (None, "latest"):
-        return next(iter(find_checkpoints(Path(args.output_dir))), None)
-    path = Path(args.resume_from_checkpoint)
-    return path if (path / STATE_FILE).is_file() else None
-
-
-def _delete_run(folder: Path):
-    # Only what a run writes: whatever else somebody put there stays.
-    for pattern in RUN_FILES:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _sync_to_disk(folder: Path):
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    judge: dict  # what must be the same for figures to compare
 
 
 def _as_it_is(batch):
@@ -205,15 +92,6 @@ def _load_part(part: _Part, model: torch.nn.Module, saved: dict):
         now = {key: getattr(part.ema, key) for key in ("decay", "power", "inv_gamma", "use_ema_warmup")}
         part.ema.load_state_dict({**saved["ema"], **now})
         part.ema.to(next(model.parameters()).device)
-
-
-def _use_all_cores(accelerator: Accelerator):
-    # `accelerate launch` gives a process on a CPU one thread unless told otherwise, which halves the speed or worse.
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, cores // local_processes))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,7 +118,7 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.device = self.accelerator.device
-        _use_all_cores(self.accelerator)
+        use_all_cores(self.device)
         self.step = 0  # optimizer steps done
         self.epoch_size = epoch_size
         self.step_size = (
@@ -463,6 +341,8 @@ class Trainer:
         if self.step in self.sample_steps and preview is not None:
             self._draw(preview)
         if evaluation is not None and (self.step % evaluation.steps == 0 or last):
+            if self._step_logs:
+                self._write_logs(progress)
             self._evaluate(evaluation, save)
         if self.step % self.checkpointing_steps == 0 or last:
             self.save_checkpoint(save)
@@ -527,23 +407,26 @@ class Trainer:
             with self.averaged_weights():
                 measured = evaluation.measure()
                 best = self.output_dir / "best"
-                known = best / "evaluation.json"
-                earlier = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else None
+                earlier = self._best_so_far(evaluation)
                 if earlier is None or evaluation.rank(measured) > evaluation.rank(earlier):
                     part = best.with_name("best.part")
                     shutil.rmtree(part, ignore_errors=True)
                     save(part)
-                    (part / "evaluation.json").write_text(
-                        json.dumps({"step": self.step, **measured}), encoding="utf-8"
-                    )
-                    shutil.rmtree(best, ignore_errors=True)
-                    os.replace(part, best)
+                    said = {"step": self.step, **measured, "judge": evaluation.judge}
+                    (part / BEST_FILE).write_text(json.dumps(said), encoding="utf-8")
+                    replace_folder(part, best)
             with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **measured}) + "\n")
             self.accelerator.log(measured, step=self.step)
-            said = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in measured.items())
-            tqdm.write(f"step {self.step}: {said}")
+            tqdm.write(", ".join([f"step {self.step}", *(f"{name} {value:.4g}" for name, value in measured.items())]))
         self.accelerator.wait_for_everyone()
+
+    def _best_so_far(self, evaluation: Evaluation) -> dict | None:
+        """What was measured of the best pipeline, if by the same judge, and not on a course that the run has left."""
+        path = self.output_dir / "best" / BEST_FILE
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        same = said is not None and said["judge"] == evaluation.judge and said["step"] <= self.step
+        return said if same else None
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -579,17 +462,16 @@ class Trainer:
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             }
             torch.save(state, part / STATE_FILE)
-            _sync_to_disk(part)
+            sync_to_disk(part)
             final = self.output_dir / f"{CHECKPOINT}{self.step}"
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(part, final)
+            replace_folder(part, final)
             for old in find_checkpoints(self.output_dir)[self.args.checkpoints_total_limit :]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     def resume(self):
         """Continue from the checkpoint that the folder or the command names, if there is one."""
-        checkpoint = _checkpoint_to_resume(self.args)
+        checkpoint = checkpoint_to_resume(self.args)
         if checkpoint is None:
             self._truncate_metrics()
             return

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hwdiffusion import InputError
+from hwdiffusion import InputError, models
 from hwdiffusion.config import (
     MODEL_SECTIONS,
+    SAMPLERS,
     SCRIPTS,
     DataArguments,
     MachineArguments,
@@ -317,3 +318,7 @@ def test_an_empty_section_takes_overrides(tmp_path):
 def test_a_mistake_in_the_section_of_another_script_is_found():
     with pytest.raises(InputError, match="section train_vqgan .*did you mean learning_rate"):
         parse("train_ddpm", ["--preset", "mnist-ddpm", "--train_vqgan.learning_rat", "1"])
+
+
+def test_the_samplers_that_can_be_named_are_those_that_can_be_made():
+    assert tuple(models.SAMPLERS) == SAMPLERS

@@ -1,6 +1,9 @@
 """`hwdiffusion evaluate` through its command line: what moves which figure, resuming, bad input."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -204,24 +207,33 @@ def test_the_card_has_one_evaluation_the_last(world, run):
         evaluate_run(world, run, "carded", "--guidance_scale", guidance)
     card = (run / "README.md").read_text()
     assert card.count("## Evaluation") == 1 and "guidance 2.0" in card and "guidance 1.0)" not in card
+    argv = ["--preset", str(world["folder"] / "tiny.yaml"), "--output_dir", str(run)]
+    assert train_ddpm.main(argv) == 0  # a finished run, started again
+    assert (run / "README.md").read_text() == card
     assert "against 497 pictures of real (held-out)" in card and "test accuracy" in card
 
 
-def test_cas_trains_on_generated_pictures_and_as_many_real_ones(world, monkeypatch):
-    seen = {}
-
-    def train(config, data):
-        seen[config.args.output_dir.split("-")[-1]] = len(data.train)
-        return real_train(config, data)
-
-    real_train = train_classifier.train
-    monkeypatch.setattr(train_classifier, "train", train)
-    short = {"num_train_epochs": 2}
+def test_cas_tells_pictures_that_teach_from_those_that_do_not(world, monkeypatch):
+    short = {"num_train_epochs": 6}
     monkeypatch.setattr("hwdiffusion.evaluation.parse", lambda script, argv: shortened(script, argv, short))
-    report = report_of(world, *world["other"], name="cas", flags=["--metrics", "cas", "labels"])
-    assert seen == {"generated": 600, "real": 600} and report["cas"]["n"] == 600
-    assert 0 < report["cas"]["generated"] <= 1 and 0 < report["cas"]["real"] <= 1
-    assert "distances" not in report
+    images, labels = world["other"]
+    images, labels = np.concatenate([images, images]), np.concatenate([labels, labels])  # more than were trained on
+    good = report_of(world, images, labels, name="cas", flags=["--metrics", "cas", "labels"])
+    assert good["cas"]["n"] == 700 and "distances" not in good
+    assert good["cas"]["generated"] > 0.7 and good["cas"]["real"] > 0.7
+    shuffled = np.random.default_rng(1).permutation(labels)  # the same folder: nothing of the first may be taken
+    bad = report_of(world, images, shuffled, name="cas", flags=["--metrics", "cas"])
+    assert bad["cas"]["generated"] < 0.4 and bad["cas"]["real"] == good["cas"]["real"]
+    assert not list((world["folder"] / "cas").glob("cas-*"))
+    # class names in another order are the same classes
+    backwards = np.array([str(k) for k in range(9, -1, -1)])
+    path = world["folder"] / "backwards.npz"
+    np.savez(path, images=images, labels=9 - labels, class_names=backwards)
+    argv = ["--images", str(path), "--reference", str(world["real"]), "--classifier", str(world["classifier"]), *SIZE]
+    argv += ["--metrics", "cas", "labels", "--output_dir", str(world["folder"] / "backwards")]
+    assert cli.main(["evaluate", *argv]) == 0
+    again = json.loads((world["folder"] / "backwards" / "evaluation.json").read_text())
+    assert again["cas"] == good["cas"] and again["labels"] == good["labels"]
 
 
 def shortened(script, argv, settings):
@@ -255,11 +267,12 @@ def test_a_sweep_measures_every_combination_once(world, run, monkeypatch):
     assert all((output / name).stat().st_size for name in ("sweep.md", "sweep.png", "sweep.svg"))
     assert len((output / "sweep.md").read_text().splitlines()) == 2 + 2 + 8
     monkeypatch.setattr(ClassConditionalPipeline, "__call__", None)  # nothing is drawn again
-    assert cli.main(argv) == 0
+    assert cli.main([*argv, "--guidance_scale", "1", "2", "2.0"]) == 0
     assert json.loads((output / "sweep.json").read_text()) == rows
+    assert len((output / "sweep.md").read_text().splitlines()) == 2 + 2 + 8
 
 
-def test_training_is_judged_and_the_best_pipeline_is_kept(world):
+def test_training_is_judged_and_the_best_pipeline_is_kept(world, capsys):
     preset = {
         "resolution": 8,
         "image_mode": "L",
@@ -276,11 +289,58 @@ def test_training_is_judged_and_the_best_pipeline_is_kept(world):
     measured = [line for line in read_metrics(run / "metrics.jsonl") if "eval_frechet_distance" in line]
     assert [line["step"] for line in measured] == [3, 6, 7]
     assert len({line["eval_frechet_distance"] for line in measured}) == 3
-    assert all(line["eval_samples"] == 60 and 0 <= line["eval_label_accuracy"] <= 1 for line in measured)
+    assert all(0 <= line["eval_label_accuracy"] <= 1 for line in measured)
     best = json.loads((run / "best" / "evaluation.json").read_text())
+    assert best.pop("judge")["n"] == 60
     assert best == min(measured, key=lambda line: line["eval_frechet_distance"])
     assert ClassConditionalPipeline.from_pretrained(run / "best").num_classes == 10
-    assert train_ddpm.main([*argv[:-2], "--evaluation_classifier", str(world["folder"] / "nowhere")]) == 2
+    argv[3] = str(world["folder"] / "elsewhere")
+    assert train_ddpm.main([*argv, "--evaluation_classifier", str(world["folder"] / "nowhere")]) == 2
+    assert "nowhere can't be loaded" in capsys.readouterr().err and not (world["folder"] / "elsewhere").exists()
+
+
+def test_an_unconditional_model_is_judged_without_labels(world, capsys):
+    preset = {"resolution": 8, "image_mode": "L", "unet": TINY_UNET, "num_inference_steps": 2, "max_train_steps": 2,
+              "train_data_dir": str(world["real"])}  # fmt: skip
+    (world["folder"] / "unconditional.yaml").write_text(yaml.safe_dump(preset))
+    run = world["folder"] / "unconditional"
+    argv = ["--preset", str(world["folder"] / "unconditional.yaml"), "--output_dir", str(run)]
+    argv += ["--evaluation_steps", "1", "--evaluation_samples", "60"]
+    argv += ["--evaluation_classifier", str(world["classifier"])]
+    assert train_ddpm.main([*argv, "--best_metric", "label_accuracy"]) == 2
+    assert "--best_metric label_accuracy needs a UNet" in capsys.readouterr().err
+    assert train_ddpm.main(argv) == 0
+    assert "eval_label_accuracy" not in (run / "metrics.jsonl").read_text()
+    report = evaluate_run(world, run / "checkpoint-2", "of-unconditional")
+    assert "labels" not in report and report["reference"]["name"] == "real"
+
+
+def test_without_a_classifier_one_is_trained_on_the_real_side_and_kept(world, run, monkeypatch, refused):
+    trained, train = [], train_classifier.train
+    monkeypatch.setattr(train_classifier, "train", lambda *args: trained.append(args) or train(*args))
+    monkeypatch.setattr(
+        "hwdiffusion.evaluation.parse", lambda script, argv: shortened(script, argv, {"max_train_steps": 2})
+    )
+    assert "at least 129 pictures to judge" in refused(run, "--num_samples", "100")
+    assert not trained
+    for _ in range(2):
+        assert cli.main(["evaluate", str(run), "--num_samples", "150"]) == 0
+    report = json.loads((run / "evaluation.json").read_text())
+    assert report == json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert len(trained) == 1 and len(list(run.glob("classifier-*"))) == 1
+    assert report["extractor"]["trained_on"].startswith("700 training and 497 validation pictures")
+
+
+def test_two_processes_draw_the_samples_of_one(world, run):
+    one = evaluate_run(world, run, "one-process")
+    output = world["folder"] / "two-processes"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29581"]
+    command += ["-m", "hwdiffusion.cli", "evaluate", str(run), "--classifier", str(world["classifier"])]
+    command += ["--num_samples", "600", "--output_dir", str(output)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((output / "evaluation.json").read_text()) == one
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -303,7 +363,7 @@ def test_too_few_pictures_for_the_features(world, base, refused):
     few = world["folder"] / "few.npz"
     np.savez(few, images=world["other"][0][:30], labels=world["other"][1][:30])
     judge = ["--reference", world["real"], "--classifier", world["classifier"], *SIZE]
-    assert "needs at least 33 samples, but there are 30" in refused("--images", few, *judge)
+    assert "needs at least 33 pictures to judge, but there are 30" in refused("--images", few, *judge)
 
 
 def test_label_metrics_without_labels(world, base, refused):
@@ -346,4 +406,7 @@ def test_what_can_not_be_loaded_or_chosen(world, base, run, refused):
     assert "did you mean manifold" in refused(run, "--metrics", "manifolds")
     assert "num_inference_steps must be" in refused(run, "--num_inference_steps", "5000")
     assert "not both" in refused(run, "--images", "x.npz")
+    assert "--device gpu is not there" in refused(run, "--device", "gpu")
+    assert "--resolution must be" in refused("--images", "x.npz", "--resolution", "0")
+    assert "--batch_size must be in 1 to 250" in refused(run, "--batch_size", "251")
     assert "did you mean --num_samples" in refused(run, "--num_sample", "5")

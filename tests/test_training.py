@@ -19,8 +19,8 @@ from transformers import ResNetConfig, ResNetModel
 
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.run_folder import STATE_FILE
 from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm, train_vqgan
-from hwdiffusion.trainer import STATE_FILE
 
 
 ROOT = Path(__file__).resolve().parents[1]

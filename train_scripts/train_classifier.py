@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the classifier that judges pictures: a stock `ResNetForImageClassification`. Without flags: embedded digits.
 
-accelerate launch train_scripts/train_classifier.py --preset mnist-ldm --train_data_dir PICTURES \\
+accelerate launch train_scripts/train_classifier.py --preset mnist-classifier --train_data_dir PICTURES \\
     --output_dir runs/classifier
 
 `--noise_aware` trains the one that guides instead: it sees noisy pictures (or, with `--vqvae`, noisy latents) and the
@@ -29,11 +29,12 @@ def train(config: Config, data=None) -> Path:
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
     from hwdiffusion.extractors import scaled
     from hwdiffusion.hub import push, write_classifier_card
-    from hwdiffusion.latents import cached_latents, measure_scaling_factor
+    from hwdiffusion.latents import LatentDataset, cached_latents
     from hwdiffusion.metrics import wilson_interval
     from hwdiffusion.models import build_classifier, build_noise_scheduler, latent_shape, load_vqvae
     from hwdiffusion.randomness import Draws
-    from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
+    from hwdiffusion.run_folder import check_run, prepare_output_dir
+    from hwdiffusion.trainer import Trainer
 
     args = config.args
     output_dir = Path(args.output_dir)
@@ -70,17 +71,18 @@ def train(config: Config, data=None) -> Path:
     trainer = Trainer(config, len(data.train))
     trainer.print(data.summary())
     dataset = data.train
-    if latent and not args.dry_run:
+    if latent and args.dry_run:
+        dataset = LatentDataset(torch.randn(len(data.train), 1, *input_shape), data.train.labels)
+    elif latent:
         vqvae.to(trainer.device).eval().requires_grad_(False)
         dataset = cached_latents(vqvae, data.train, False, output_dir / "latents.safetensors")
-        scaling_factor = measure_scaling_factor(dataset.latents)
     classifier = trainer.add_model("classifier", classifier, args.learning_rate)
     stock = trainer.unwrap("classifier")
 
     def to_inputs(stored, labels, draws, augmented):
         """What the classifier sees, `(B, C, *input_size)`, and what it should say, `(B,)`."""
         if stored.ndim == 5:  # latents (B, 1, C, h, w)
-            sample = stored[:, 0] * scaling_factor
+            sample = stored[:, 0] * vqvae.config.scaling_factor  # as sampling does
         else:
             sample = to_model_range(stored)
             if augmented and args.random_flip:

@@ -15,9 +15,11 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
-    from hwdiffusion.evaluation import training_judge
+    from hwdiffusion.evaluation import TrainingJudge
     from hwdiffusion.models import build_noise_scheduler, build_unet
-    from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
+    from hwdiffusion.pipelines import num_label_classes
+    from hwdiffusion.run_folder import check_run, prepare_output_dir
+    from hwdiffusion.trainer import Trainer
 
     args = config.args
     check_run(config)
@@ -25,7 +27,10 @@ def train(config: Config) -> Path:
     data = load_data(args)
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], (image_channels(args), *image_size(args)), len(data.id2label))
-    judge = training_judge(args, data)
+    judge = None
+    if args.evaluation_steps is not None:
+        labelled = num_label_classes(unet.config) > 0
+        judge = TrainingJudge(args, data, list(data.id2label.values()) if labelled else [])
     prepare_output_dir(config)
 
     def to_sample(images, draws):  # uint8 (B, C, H, W)
@@ -67,7 +72,9 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, ju
         return measured["eval_label_accuracy"] if by_labels else -measured["eval_frechet_distance"]
 
     by_labels = args.best_metric == "label_accuracy"
-    evaluation = None if judge is None else Evaluation(args.evaluation_steps, lambda: judge(pipeline), rank)
+    evaluation = (
+        None if judge is None else Evaluation(args.evaluation_steps, lambda: judge(pipeline), rank, judge.identity)
+    )
 
     def preview():
         return sample_grid(pipeline, args.seed)

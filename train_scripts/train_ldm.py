@@ -19,10 +19,12 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from hwdiffusion.data import image_channels, image_size, load_data
-    from hwdiffusion.evaluation import training_judge
+    from hwdiffusion.evaluation import TrainingJudge
     from hwdiffusion.latents import LatentDataset, cached_latents, measure_scaling_factor
     from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape, load_vqvae
-    from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
+    from hwdiffusion.pipelines import num_label_classes
+    from hwdiffusion.run_folder import check_run, prepare_output_dir
+    from hwdiffusion.trainer import Trainer
 
     args = config.args
     output_dir = Path(args.output_dir)
@@ -39,8 +41,11 @@ def train(config: Config) -> Path:
     else:
         vqvae = build_vqvae(config.sections["vqvae"], channels, size)
     data = load_data(args)
-    build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
-    judge = training_judge(args, data)
+    unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
+    judge = None
+    if args.evaluation_steps is not None:
+        labelled = num_label_classes(unet.config) > 0
+        judge = TrainingJudge(args, data, list(data.id2label.values()) if labelled else [])
     prepare_output_dir(config)
 
     if first_stage is not None:

@@ -29,7 +29,8 @@ def train(config: Config, data=None) -> Path:
     from hwdiffusion.latents import centred
     from hwdiffusion.models import build_vqvae
     from hwdiffusion.randomness import Draws, epoch_order
-    from hwdiffusion.trainer import Trainer, check_run, prepare_output_dir
+    from hwdiffusion.run_folder import check_run, prepare_output_dir
+    from hwdiffusion.trainer import Trainer
 
     args = config.args
     check_run(config)

@@ -1,0 +1,164 @@
+"""The run folder: whether a run may start or continue in it, its checkpoints, and the processes that share it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import is_bf16_available, parse_flag_from_env
+
+from hwdiffusion import InputError
+from hwdiffusion.arguments import SCRIPTS
+from hwdiffusion.config import Config
+
+
+CHECKPOINT = "checkpoint-"
+STATE_FILE = "training_state.pt"
+RUN_FILES = ("config.yaml", "metrics.jsonl", "loss.png", "samples.png", "samples", "hwdiffusion", "README.md",
+             f"{CHECKPOINT}*", "best", "best.*", "latents.safetensors*", "first-stage", "model_index.json",
+             "pipeline_*.py", "unet", "vqvae", "scheduler", "config.json", "diffusion_pytorch_model*",
+             "model*.safetensors*", "evaluation", "evaluation.json",
+             "sweep", "classifier-*")  # fmt: skip
+
+
+def check_run(config: Config):
+    """See whether a run can start or continue in its folder; nothing is written.
+
+    Raises:
+        InputError: the folder holds something else, or a run with other settings; the tracker isn't installed.
+    """
+    folder, args = Path(config.args.output_dir), config.args
+    check_processes()
+    processes = current_processes()
+    if args.mixed_precision == "fp16" and processes.device.type == "cpu":
+        raise InputError("--mixed_precision fp16 needs a GPU; use no or bf16")
+    if args.mixed_precision == "bf16" and not is_bf16_available():
+        raise InputError("--mixed_precision bf16 is not supported by this device; use no or fp16")
+    trackers = sorted(tracker.value for tracker in get_available_trackers())
+    if args.report_to is not None and args.report_to not in trackers:
+        raise InputError(
+            f"--report_to {args.report_to} is not a tracker that is installed ({', '.join(trackers) or 'none is'}); "
+            "install it, or leave the flag out: metrics.jsonl is always written"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file; name a folder")
+    if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
+        raise InputError("--overwrite_output_dir deletes what --resume_from_checkpoint asks for; give one of them")
+    if args.resume_from_checkpoint not in (None, "latest") and checkpoint_to_resume(args) is None:
+        raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint")
+    checkpoint = None if args.overwrite_output_dir else checkpoint_to_resume(args)
+    if checkpoint is not None:
+        script = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)["script"]
+        if script != config.script:
+            raise InputError(f"{checkpoint} is a checkpoint of {script}, not of {config.script}")
+    if folder.is_dir() and any(folder.iterdir()):
+        _check_same_run(folder, config)
+    processes.wait_for_everyone()  # all have looked before one of them writes
+
+
+def _check_same_run(folder: Path, config: Config):
+    args, saved = config.args, {}
+    if (folder / "config.yaml").is_file():
+        saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(saved, dict) or saved.get("script") not in SCRIPTS:
+        raise InputError(f"--output_dir {folder} is not empty and not a run folder; name a new folder")
+    if args.overwrite_output_dir:
+        return
+    if saved.get("script") != config.script:
+        raise InputError(
+            f"--output_dir {folder} holds a run of {saved.get('script')}; name another folder, or give "
+            "--overwrite_output_dir to delete it"
+        )
+    changes = config.changes(saved)
+    if changes and args.resume_from_checkpoint is None:
+        raise InputError(
+            f"--output_dir {folder} holds a run with other settings ({', '.join(changes)}); name another folder, give "
+            "--overwrite_output_dir to start anew, or --resume_from_checkpoint latest to continue with these settings"
+        )
+
+
+def prepare_output_dir(config: Config):
+    """Make the run folder and write the configuration into it; with --overwrite_output_dir delete the run there."""
+    if config.args.dry_run:
+        return
+    folder, processes = Path(config.args.output_dir), current_processes()
+    if processes.is_main_process:
+        if config.args.overwrite_output_dir:
+            _delete_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(f"{CHECKPOINT}*.part"):
+            shutil.rmtree(unfinished)
+        config.save(folder / "config.yaml")
+    processes.wait_for_everyone()
+
+
+def current_processes() -> PartialState:
+    """The processes that were launched together, and their device."""
+    # Told of the CPU, because the first state that is made decides for all: without it, processes that were launched
+    # on CPUs would not know of each other, and each would train alone.
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+def check_processes():
+    """Raise InputError where processes were launched together that don't know of each other."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != current_processes().num_processes:
+        raise InputError(
+            f"{launched} processes were launched, but they don't know of each other; on CPUs launch with "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
+        )
+
+
+def use_all_cores(device: torch.device):
+    """Undo what `accelerate launch` does to a process on a CPU: it gives it one thread unless told otherwise, which
+    halves the speed or worse."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, cores // local_processes))
+
+
+def replace_folder(part: Path, final: Path):
+    """Give a finished folder its name; a kill in between leaves the old one or the new one, whole, under some name."""
+    old = final.with_name(final.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(part, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, the newest first."""
+    numbered = [(path.name.removeprefix(CHECKPOINT), path) for path in folder.glob(f"{CHECKPOINT}*")]
+    whole = [(int(step), path) for step, path in numbered if step.isdigit() and (path / STATE_FILE).is_file()]
+    return [path for _, path in sorted(whole, reverse=True)]
+
+
+def checkpoint_to_resume(args) -> Path | None:
+    """The checkpoint that a start continues from: the one that is named, or the newest of the run folder."""
+    if args.resume_from_checkpoint in (None, "latest"):
+        return next(iter(find_checkpoints(Path(args.output_dir))), None)
+    path = Path(args.resume_from_checkpoint)
+    return path if (path / STATE_FILE).is_file() else None
+
+
+def _delete_run(folder: Path):
+    # Only what a run writes: whatever else somebody put there stays.
+    for pattern in RUN_FILES:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def sync_to_disk(folder: Path):
+    """Wait until all files of a folder are on the disk, so that its new name can't come before its content."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
