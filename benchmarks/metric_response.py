@@ -17,8 +17,9 @@ import torch.nn.functional as F
 
 from hwdiffusion.comparison import Pictures
 from hwdiffusion.data import load_data
-from hwdiffusion.evaluation import Judge, RealSide, data_arguments
 from hwdiffusion.extractors import load_extractor
+from hwdiffusion.judge import Judge
+from hwdiffusion.reference import RealSide, data_arguments
 
 
 def spoiled(images, labels, training) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -52,7 +53,7 @@ def main():
     generator, held_out = (data.validation.subset(half) for half in np.array_split(order, 2))
     images, labels = generator[range(len(generator))]
     judge = Judge(
-        RealSide(held_out, data.train, Path(args.train_data_dir).name, "half of the held-out"),
+        RealSide(held_out, data.train, Path(args.train_data_dir).name, "half of the held-out", trained_on=True),
         load_extractor("classifier", args.classifier, "cuda" if torch.cuda.is_available() else "cpu"),
         {"labels", "distances", "manifold", "memorisation"},
         seed=0,

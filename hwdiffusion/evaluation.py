@@ -2,27 +2,23 @@
 
 import shutil
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from hwdiffusion import InputError, __version__, hub
+from hwdiffusion import InputError, hub
 from hwdiffusion.arguments import EvaluationArguments
-from hwdiffusion.comparison import Features, Pictures, batches_of, extract, measure, nearest_pairs
-from hwdiffusion.config import Config, parse
+from hwdiffusion.comparison import batches_of, nearest_pairs
 from hwdiffusion.data import Data, load_images
-from hwdiffusion.extractors import load_extractor
-from hwdiffusion.metrics import NEIGHBOURS
+from hwdiffusion.judge import build_judge, classifier_config, trained
 from hwdiffusion.models import swap_scheduler
 from hwdiffusion.pipelines import ClassConditionalPipeline
-from hwdiffusion.reference import RealSide, data_arguments, load_real_side
+from hwdiffusion.reference import RealSide, data_arguments
 from hwdiffusion.report import as_table, write_json
 from hwdiffusion.run_folder import check_processes, current_processes, use_all_cores
-from hwdiffusion.samples import CHUNK, Samples, draw, labels_of, sampling_defaults, save_npz
-from hwdiffusion.sources import describe, few
+from hwdiffusion.samples import Samples, sampling_defaults, save_npz
 
 
 def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
@@ -141,233 +137,9 @@ def check_sampling(pipe, args: EvaluationArguments):
         raise InputError(f"{args.run}: {error}") from error
 
 
-def image_mode_of(pipe) -> str:
-    """`L` or `RGB`, by the channels of a pipeline's pictures."""
-    config = pipe.unet.config if pipe.vqvae is None else pipe.vqvae.config
-    return "L" if config.out_channels == 1 else "RGB"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# The judge
+# Classification accuracy score
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class Judge:
-    """The real side, and the extractor by which pictures are held against it; real features are extracted once."""
-
-    def __init__(self, real: RealSide, extractor, wanted: set[str], seed: int):
-        self.real, self.extractor, self.wanted, self.seed = real, extractor, wanted, seed
-
-    def __call__(self, pictures, of: str) -> tuple[dict, Features]:
-        """The report of samples or of a data set, and their features; `of` is their name."""
-        ours = extract(self.extractor, pictures, "pictures to judge")
-        training = self.training if self.real.training is not None else None
-        report = {
-            "version": __version__,
-            "of": of,
-            "n": len(pictures),
-            "metrics": sorted(self.wanted),
-            "sampling": pictures.settings if isinstance(pictures, Samples) else None,
-            "extractor": self.extractor.describe(),
-            "reference": self.reference(),
-            **measure(ours, self.held_out, training, self.wanted, self.extractor.class_names, self.seed),
-        }
-        return report, ours
-
-    def reference(self) -> dict:
-        """What pictures are compared with, for the report."""
-        return {"name": self.real.name, "split": self.real.split, "n": len(self.real.held_out)}
-
-    @cached_property
-    def held_out(self) -> Features:
-        return extract(self.extractor, self.real.held_out, "held-out pictures")
-
-    @cached_property
-    def training(self) -> Features:
-        return extract(self.extractor, self.real.training, "training pictures")
-
-
-def build_judge(
-    args: EvaluationArguments, pipe, class_names: list[str], count: int, train_classifier: Callable, device
-) -> Judge:
-    """The judge that the arguments ask for; a classifier that isn't given is trained, once, and kept.
-
-    Args:
-        pipe: whose samples are judged; `None` for pictures.
-        class_names: of what is judged; empty without labels.
-        count: how many pictures there will be.
-
-    Raises:
-        InputError: the sides, the extractor and the metrics that were asked for don't fit together.
-    """
-    size, mode = args.resolution, args.image_mode
-    if pipe is not None:
-        size, mode = list(pipe.image_size), image_mode_of(pipe)
-    real = load_real_side(args, size, mode)
-    wanted = check_metrics(args, class_names, real)
-    source = args.extractor_weights
-    if args.extractor == "classifier":
-        source = args.classifier
-        if source is None and real.training is None:
-            raise InputError(
-                f"a classifier must be trained on other pictures than it compares, but {args.reference} has no train "
-                "split; give --classifier FOLDER"
-            )
-        if source is None and real.held_out.class_names != real.training.class_names:
-            raise InputError(
-                f"a classifier can't be trained on classes ({few(real.training.class_names) or 'none'}) and tested on "
-                f"others ({few(real.held_out.class_names) or 'none'}); give --classifier FOLDER"
-            )
-        if source is None:
-            data = Data(real.training, real.held_out, 0)
-            config = classifier_config(data, real.name, _beside(args) / f"classifier-{real.fingerprint()}")
-            names = real.training.class_names if len(real.training.class_names) > 1 else None
-            dimension = config.sections["classifier"]["hidden_sizes"][-1]
-            check_extractor(args, "the classifier to be trained", names, dimension, class_names, count, real, wanted)
-            source = trained(config, data, train_classifier)
-    extractor = load_extractor(args.extractor, None if source is None else str(source), device)
-    what = f"--classifier {source}" if args.extractor == "classifier" else f"--extractor {args.extractor}"
-    names, dimension = extractor.class_names, extractor.dimension
-    check_extractor(args, what, names, dimension, class_names, count, real, wanted)
-    return Judge(real, extractor, wanted, args.seed)
-
-
-def _beside(args: EvaluationArguments) -> Path:
-    """Where a classifier is kept, so that evaluations and sweeps of a run share it."""
-    return Path(args.run) if args.run is not None and Path(args.run).is_dir() else Path(args.output_dir)
-
-
-class TrainingJudge:
-    """Judges a pipeline while it is trained, on the held-out pictures: always the same labels and seeds.
-
-    Args:
-        args: the [`DiffusionArguments`] of the run.
-        class_names: of the labels that the UNet takes; empty if it takes none.
-
-    Raises:
-        InputError: the classifier doesn't fit the pictures or their number.
-    """
-
-    def __init__(self, args, data: Data, class_names: list[str]):
-        extractor = load_extractor("classifier", args.evaluation_classifier, current_processes().device)
-        wanted = {"distances"}
-        if class_names and extractor.class_names is not None:
-            wanted.add("labels")
-        elif args.best_metric == "label_accuracy":
-            raise InputError("--best_metric label_accuracy needs a UNet and a classifier that know labels")
-        real = RealSide(data.validation, None, describe(args), "held-out", trained_on=False)
-        what, count = f"--evaluation_classifier {args.evaluation_classifier}", args.evaluation_samples
-        names, dimension = extractor.class_names, extractor.dimension
-        check_extractor(EvaluationArguments(), what, names, dimension, class_names, count, real, wanted)
-        self.judge, self.count, self.seed = Judge(real, extractor, wanted, args.seed), count, args.seed
-        sha = extractor.describe()["weights_sha256"]
-        self.identity = {"n": count, "classifier_sha256": sha, "best_metric": args.best_metric}
-
-    def __call__(self, pipe: ClassConditionalPipeline) -> dict[str, float]:
-        pipe.set_progress_bar_config(disable=True)
-        starts, names = range(0, self.count, CHUNK), list(pipe.id2label.values())
-        images = torch.cat([draw(pipe, first, min(first + CHUNK, self.count), self.seed) for first in starts])
-        report, _ = self.judge(Pictures(images, labels_of(names, 0, self.count), names), of="run")
-        measured = {"eval_frechet_distance": report["distances"]["frechet_distance"]}
-        if "labels" in report:
-            measured["eval_label_accuracy"] = report["labels"]["accuracy"]
-        return measured
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks, before anything is drawn
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def check_metrics(args: EvaluationArguments, class_names: list[str], real: RealSide) -> set[str]:
-    """The metrics to take: those that were asked for, or all that can be had.
-
-    Raises:
-        InputError: one was asked for that can't be had.
-    """
-    wanted = set(args.metrics if args.metrics is not None else ("labels", "distances", "manifold", "memorisation"))
-
-    def leave_out(metrics: set[str], why: str):
-        if args.metrics is not None and wanted & metrics:
-            raise InputError(f"{why}, so the metric {sorted(wanted & metrics)[0]} can't be taken; leave it out")
-        wanted.difference_update(metrics)
-
-    if not class_names:
-        leave_out({"labels", "cas"}, f"{args.run or args.images} has no labels")
-    if not real.trained_on:
-        leave_out({"memorisation"}, "the pictures that were trained on aren't known")
-    if real.training is None:
-        leave_out({"cas"}, f"{args.reference} has no train split")
-    elif "cas" in wanted:
-        names = real.training.class_names
-        if set(names) != set(class_names) or names != real.held_out.class_names or len(names) < 2:
-            leave_out({"cas"}, f"{real.name} has other classes ({few(real.held_out.class_names) or 'none'})")
-    return wanted
-
-
-def check_extractor(
-    args: EvaluationArguments,
-    what: str,
-    names: list[str] | None,
-    dimension: int,
-    class_names: list[str],
-    count: int,
-    real: RealSide,
-    wanted: set[str],
-):
-    """Raise InputError where an extractor doesn't fit the pictures or their number; `wanted` loses what it can't give.
-
-    Args:
-        what: what the extractor is called.
-        names: of the classes that it tells apart; `None` if it tells none apart.
-        dimension: of its features.
-        class_names, count: of what is judged.
-    """
-    if names is None:
-        if args.metrics is not None and "labels" in wanted:
-            raise InputError(f"{what} knows no labels, so the metric labels can't be taken; leave it out")
-        wanted.discard("labels")
-    if "labels" in wanted:
-        unknown = [name for name in (*class_names, *real.held_out.class_names) if name not in names]
-        if unknown:
-            raise InputError(
-                f"{what} tells apart {few(names)}, but there are pictures of {unknown[0]!r}; use one that was trained "
-                "on these classes, or leave the metric labels out"
-            )
-    if not wanted:
-        raise InputError("none of the metrics can be taken of these pictures")
-    sides = ((count, "pictures to judge"), (len(real.held_out), "held-out pictures"))
-    for number, side in sides:
-        if "distances" in wanted and number <= dimension:
-            raise InputError(
-                f"a Fréchet distance of {dimension} features needs at least {dimension + 1} {side}, but there are "
-                f"{number}; give more, or leave the metric distances out"
-            )
-        if "manifold" in wanted and number <= NEIGHBOURS:
-            raise InputError(f"precision and recall need at least {NEIGHBOURS + 1} {side}, but there are {number}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Classifiers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def classifier_config(data: Data, name: str, output_dir: Path) -> Config:
-    """How a classifier for an evaluation is trained: some 360,000 pictures, at most 40 epochs."""
-    count, images = len(data.train), data.train[[0]][0]
-    epochs = max(1, min(40, round(360_000 / count)))
-    batch_size = max(8, min(128, count // 16) // current_processes().num_processes)
-    argv = ["--preset", "mnist-classifier", "--dataset_name", name, "--output_dir", str(output_dir), "--resolution"]
-    argv += [*map(str, images.shape[-2:]), "--image_mode", "L" if images.shape[1] == 1 else "RGB"]
-    return parse("train_classifier", [*argv, "--num_train_epochs", str(epochs), "--train_batch_size", str(batch_size)])
-
-
-def trained(config: Config, data: Data, train_classifier: Callable) -> Path:
-    """The folder of a classifier, trained if it isn't there; all processes train."""
-    folder = Path(config.args.output_dir)
-    finished = (folder / "config.json").is_file() and (folder / "README.md").is_file()  # the card comes last
-    current_processes().wait_for_everyone()  # all have looked
-    return folder if finished else train_classifier(config, data)
 
 
 def classification_accuracy_score(

@@ -179,3 +179,9 @@ def sampling_defaults(pipe, args: EvaluationArguments) -> tuple[int, float]:
     steps, guidance = args.num_inference_steps, args.guidance_scale
     steps = pipe.config.default_num_inference_steps if steps is None else steps
     return steps, pipe.config.default_guidance_scale if guidance is None else guidance
+
+
+def image_mode_of(pipe) -> str:
+    """`L` or `RGB`, by the channels of a pipeline's pictures."""
+    config = pipe.unet.config if pipe.vqvae is None else pipe.vqvae.config
+    return "L" if config.out_channels == 1 else "RGB"

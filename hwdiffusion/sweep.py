@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hwdiffusion.arguments import EvaluationArguments, SweepArguments
-from hwdiffusion.evaluation import build_judge, check_sampling, choose_scheduler, load_pipeline, start
+from hwdiffusion.evaluation import check_sampling, choose_scheduler, load_pipeline, start
 from hwdiffusion.figures import sweep_plots
+from hwdiffusion.judge import build_judge
 from hwdiffusion.report import sweep_table, write_json
 from hwdiffusion.run_folder import current_processes
 from hwdiffusion.samples import Samples, draw

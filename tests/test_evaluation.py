@@ -215,7 +215,7 @@ def test_the_card_has_one_evaluation_the_last(world, run):
 
 def test_cas_tells_pictures_that_teach_from_those_that_do_not(world, monkeypatch):
     short = {"num_train_epochs": 6}
-    monkeypatch.setattr("hwdiffusion.evaluation.parse", lambda script, argv: shortened(script, argv, short))
+    monkeypatch.setattr("hwdiffusion.judge.parse", lambda script, argv: shortened(script, argv, short))
     images, labels = world["other"]
     images, labels = np.concatenate([images, images]), np.concatenate([labels, labels])  # more than were trained on
     good = report_of(world, images, labels, name="cas", flags=["--metrics", "cas", "labels"])
@@ -319,7 +319,7 @@ def test_without_a_classifier_one_is_trained_on_the_real_side_and_kept(world, ru
     trained, train = [], train_classifier.train
     monkeypatch.setattr(train_classifier, "train", lambda *args: trained.append(args) or train(*args))
     monkeypatch.setattr(
-        "hwdiffusion.evaluation.parse", lambda script, argv: shortened(script, argv, {"max_train_steps": 2})
+        "hwdiffusion.judge.parse", lambda script, argv: shortened(script, argv, {"max_train_steps": 2})
     )
     assert "at least 129 pictures to judge" in refused(run, "--num_samples", "100")
     assert not trained

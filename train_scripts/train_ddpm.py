@@ -15,7 +15,7 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
-    from hwdiffusion.evaluation import TrainingJudge
+    from hwdiffusion.judge import TrainingJudge
     from hwdiffusion.models import build_noise_scheduler, build_unet
     from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir

@@ -19,7 +19,7 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from hwdiffusion.data import image_channels, image_size, load_data
-    from hwdiffusion.evaluation import TrainingJudge
+    from hwdiffusion.judge import TrainingJudge
     from hwdiffusion.latents import LatentDataset, cached_latents, measure_scaling_factor
     from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape, load_vqvae
     from hwdiffusion.pipelines import num_label_classes
