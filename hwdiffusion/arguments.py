@@ -245,7 +245,9 @@ class EvaluationArguments:
     )
     image_mode: Literal["L", "RGB"] = field(default="RGB", metadata={"help": "With --images: gray or colour."})
     skip_bad_images: bool = field(default=False, metadata={"help": "Skip and count unreadable pictures."})
-    output_dir: Optional[str] = field(default=None, metadata={"help": "Default: RUN/evaluation."})
+    output_dir: Optional[str] = field(
+        default=None, metadata={"help": "Default: RUN/evaluation or RUN/sweep, else runs/NAME-evaluation."}
+    )
     device: Optional[str] = field(default=None, metadata={"help": "Default: a GPU if there is one."})
 
 

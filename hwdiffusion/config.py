@@ -48,6 +48,8 @@ _SECTIONS_OF = {
     "train_ldm": ["vqvae", "unet", "noise_scheduler"],
     "train_classifier": ["classifier", "noise_scheduler"],
 }
+# What both stages of a latent diffusion have in common.
+_SHARED = {item.name for cls in (DataArguments, MachineArguments) for item in fields(cls)}
 # What belongs to one start of a script and not to the configuration.
 _OF_ONE_START = {"preset", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub",
                  "hub_model_id", "hub_private"}  # fmt: skip
@@ -83,9 +85,8 @@ class Config:
 
     def first_stage(self, output_dir: Path) -> "Config":
         """The configuration by which train_ldm.py trains its autoencoder: same preset, same data, same machine."""
-        shared = {item.name for cls in (DataArguments, MachineArguments) for item in fields(cls)}
         args = _parse("train_vqgan", _as_argv(self.other_scripts.get("train_vqgan", {}), "train_vqgan"))
-        for name in shared:
+        for name in _SHARED:
             setattr(args, name, getattr(self.args, name))
         args.preset, args.output_dir, args.dry_run = self.args.preset, str(output_dir), self.args.dry_run
         args.resume_from_checkpoint = None if self.args.resume_from_checkpoint is None else "latest"
@@ -149,6 +150,8 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     sections = {section: _as_section(preset.pop(section, {}), section, name) for section in MODEL_SECTIONS}
     scripts = {other: _as_section(preset.pop(other, {}), other, name) for other in SCRIPTS}
     for (section, key), value in overrides.items():
+        if script == "train_ldm" and section == "train_vqgan" and key in _SHARED:
+            raise InputError(f"--{section}.{key} can't differ between the stages; give --{key}")
         (sections if section in sections else scripts)[section][key] = value
     for other, section in scripts.items():
         known = [item.name for item in fields(SCRIPTS[other]) if item.name not in _OF_ONE_START]
@@ -177,14 +180,26 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
         return {**{key: value for key, value in preset.items() if key in known_here}, **section}
 
     args = _parse(script, [*_as_argv(flags_of(script, scripts[script]), name), *flags])
+    meant_for = sorted(other for other, section in scripts.items() if section)
+    if meant_for and script not in meant_for and args.max_train_steps is None and args.num_train_epochs is None:
+        raise InputError(
+            f"preset {name} is for {' and '.join(meant_for)}, not for {script}; use another, or say how long to train "
+            "by --max_train_steps or --num_train_epochs"
+        )
     if args.output_dir is None:
         args.output_dir = str(Path("runs", Path(args.preset).stem))
     _validate(args)
     used = _SECTIONS_OF[script]
-    stages = {"train_vqgan": flags_of("train_vqgan", scripts["train_vqgan"])} if script == "train_ldm" else {}
+    first = {
+        key: value for key, value in flags_of("train_vqgan", scripts["train_vqgan"]).items() if key not in _SHARED
+    }
+    stages = {"train_vqgan": first} if script == "train_ldm" else {}
     config = Config(script, args, {section: sections[section] for section in used}, stages)
     if script == "train_ldm" and args.vqvae is None:
-        config.first_stage(Path(args.output_dir))  # a mistake in its flags must not surface later
+        try:  # a mistake in its flags must not surface later
+            config.first_stage(Path(args.output_dir))
+        except InputError as error:
+            raise InputError(f"for the first stage, in section train_vqgan or as --train_vqgan.…: {error}") from error
     return config
 
 
@@ -206,11 +221,15 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
         raise InputError("name a run folder or Hub id to draw from")
     if (args.run is None) == (args.images is None):
         raise InputError("name a run folder or Hub id to draw from, or --images FOLDER to judge, and not both")
+    if args.run is not None and args.resolution is not None:
+        raise InputError("--resolution is for --images; samples of a run are compared at their own size")
     if args.images is not None and args.resolution is None:
         raise InputError("--images needs --resolution, the size at which both sides are compared")
     require(args.num_samples >= 1, "num_samples", "at least 1")
     require(1 <= args.batch_size <= CHUNK, "batch_size", f"in 1 to {CHUNK}")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
+    for scale in args.guidance_scale if isinstance(args.guidance_scale, list) else [args.guidance_scale]:
+        require(scale is None or 0 <= scale < float("inf"), "guidance_scale", "at least 0")
     sizes = args.resolution or [1]
     require(1 <= len(sizes) <= 2 and min(sizes) > 0, "resolution", "one or two positive numbers")
     if command == "sweep" and args.save_images != "none":
@@ -284,6 +303,9 @@ def _validate(args: TrainingArguments):
     require(args.lr_scheduler in schedulers, "lr_scheduler", f"one of {', '.join(schedulers)}")
     if args.push_to_hub and not args.hub_model_id:
         raise InputError("--push_to_hub needs --hub_model_id USER/NAME")
+    if args.hub_model_id is not None and not re.fullmatch(r"([\w\-.]{1,96}/)?[\w\-.]{1,96}", args.hub_model_id):
+        raise InputError(f"--hub_model_id must be USER/NAME of letters, digits, - _ and ., not {args.hub_model_id!r}")
+    require(args.dataloader_num_workers >= 0, "dataloader_num_workers", "at least 0")
     if args.max_train_steps is None and args.num_train_epochs is None:
         raise InputError("give --max_train_steps or --num_train_epochs")
     if args.dataset_name is None and args.train_data_dir is None:
@@ -340,6 +362,8 @@ def _parse_flags(cls: type, prog: str, argv: list[str]):
     if unknown:
         known = [f"--{item.name}" for item in fields(cls)]
         flag = unknown[0].split("=")[0]
+        if not flag.startswith("-"):
+            raise InputError(f"{flag!r} belongs to no flag; a flag that takes one value was given more")
         raise InputError(f"unknown flag {flag}{_nearest(flag, known)}; --help lists them")
     return args
 

@@ -17,7 +17,7 @@ from hwdiffusion.models import swap_scheduler
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.reference import RealSide, data_arguments
 from hwdiffusion.report import as_table, write_json
-from hwdiffusion.run_folder import check_processes, current_processes, use_all_cores
+from hwdiffusion.run_folder import check_processes, current_processes, make_folder, use_all_cores
 from hwdiffusion.samples import Samples, sampling_defaults, save_npz
 
 
@@ -45,7 +45,7 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
         check_sampling(pipe, args)
         class_names, count = list(pipe.id2label.values()), args.num_samples
     judge = build_judge(args, pipe, class_names, count, train_classifier, device)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     if pipe is not None:
         pictures = Samples(output_dir, pipe, args)
         pictures.draw(pipe, processes)
@@ -64,7 +64,7 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
     write_json(output_dir / "evaluation.json", report)
     if pipe is not None:
         pictures.keep(args.save_images, output_dir)
-        if Path(args.run).is_dir():
+        if output_dir.resolve() == Path(args.run, "evaluation").resolve():  # elsewhere, it is an experiment
             write_json(Path(args.run) / "evaluation.json", report)
             hub.add_to_card(Path(args.run), as_table(report, markdown=True))
     print(as_table(report))
@@ -78,6 +78,10 @@ def start(args: EvaluationArguments) -> torch.device:
     use_all_cores(processes.device)
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder")
+    ours = ("*evaluation.json", "sweep.json", "samples-*", "classifier-*", "cas-*", "samples*")
+    folder = Path(args.output_dir)
+    if folder.is_dir() and any(folder.iterdir()) and not any(any(folder.glob(pattern)) for pattern in ours):
+        raise InputError(f"--output_dir {folder} holds something else than an evaluation; name another folder")
     if args.device is None:
         return processes.device
     if processes.num_processes > 1:
@@ -99,7 +103,8 @@ def load_pipeline(run: str, device: torch.device) -> ClassConditionalPipeline:
     try:
         pipe = ClassConditionalPipeline.from_pretrained(run)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{run} is not a pipeline of hwdiffusion: {' '.join(str(error).split())[:200]}") from error
+        reason = f": {' '.join(str(error).split())[:200]}" if Path(run).exists() else ""
+        raise InputError(f"{run} is neither a run folder nor a pipeline of the Hub that can be had{reason}") from error
     if not isinstance(pipe.unet, UNet2DConditionModel):
         raise InputError(f"{run} is not a pipeline of hwdiffusion: its unet is a {type(pipe.unet).__name__}")
     pipe.set_progress_bar_config(disable=True)

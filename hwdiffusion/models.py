@@ -189,6 +189,21 @@ def latent_shape(vqvae: VQModel, size: tuple[int, int]) -> tuple[int, int, int]:
     return (channels, size[0] // factor, size[1] // factor)
 
 
+def check_inference_steps(noise_scheduler: DDPMScheduler, num_inference_steps: int):
+    """Raise InputError where the pipeline could not sample in so many steps."""
+    steps = noise_scheduler.config.num_train_timesteps
+    if num_inference_steps > steps:
+        raise InputError(
+            f"--num_inference_steps must be at most num_train_timesteps, {steps}, not {num_inference_steps}"
+        )
+    trailing = sampling_scheduler(noise_scheduler).config.timestep_spacing == "trailing"
+    if trailing and steps % num_inference_steps:
+        raise InputError(
+            f"--num_inference_steps must divide num_train_timesteps, {steps}, with rescale_betas_zero_snr, which "
+            f"{num_inference_steps} doesn't"
+        )
+
+
 SAMPLERS = {
     "ddpm": DDPMScheduler,
     "ddim": DDIMScheduler,
@@ -225,6 +240,10 @@ def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditional
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+_COUNTS = {"latent_channels", "num_vq_embeddings", "layers_per_block", "num_train_timesteps", "attention_head_dim",
+           "cross_attention_dim", "embedding_size"}  # fmt: skip
+
+
 def _completed(name: str, section: dict, **derived: Any) -> dict:
     for key, value in derived.items():
         given = section.get(key)
@@ -235,7 +254,10 @@ def _completed(name: str, section: dict, **derived: Any) -> dict:
 
 def _check_keys(name: str, section: dict, cls: type):
     known = list(inspect.signature(cls.__init__).parameters)[1:]
-    for key in section:
+    for key, value in section.items():
+        counts = value if isinstance(value, (list, tuple)) else [value]
+        if key in _COUNTS and value is not None and not all(type(count) is int and count > 0 for count in counts):
+            raise InputError(f"{key} in section {name} must be a positive whole number, not {value!r}")
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean {nearest[0]}?)" if nearest else ""

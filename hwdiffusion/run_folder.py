@@ -9,6 +9,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import is_bf16_available, parse_flag_from_env
+from huggingface_hub import get_token
 
 from hwdiffusion import InputError
 from hwdiffusion.arguments import SCRIPTS
@@ -43,6 +44,8 @@ def check_run(config: Config):
             f"--report_to {args.report_to} is not a tracker that is installed ({', '.join(trackers) or 'none is'}); "
             "install it, or leave the flag out: metrics.jsonl is always written"
         )
+    if args.push_to_hub and get_token() is None:
+        raise InputError("--push_to_hub needs you to be logged in to the Hub: run `hf auth login`, or set HF_TOKEN")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; name a folder")
     if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
@@ -88,7 +91,7 @@ def prepare_output_dir(config: Config):
     if processes.is_main_process:
         if config.args.overwrite_output_dir:
             _delete_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for unfinished in folder.glob(f"{CHECKPOINT}*.part"):
             shutil.rmtree(unfinished)
         config.save(folder / "config.yaml")
@@ -100,6 +103,14 @@ def current_processes() -> PartialState:
     # Told of the CPU, because the first state that is made decides for all: without it, processes that were launched
     # on CPUs would not know of each other, and each would train alone.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+def make_folder(folder: Path):
+    """Make a folder for output, with those above it; raise InputError where it can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {folder} can't be made: {error.strerror}") from error
 
 
 def check_processes():

@@ -100,7 +100,9 @@ def from_arrays(args, path: Path) -> dict[str, Source]:
     class_names: list[str] = []
     if labels is not None:
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
-            raise InputError(f"`labels` of {path} must be {len(images)} ids, not {labels.dtype} {labels.shape}")
+            least = f", the least {labels.min()}" if labels.size and labels.dtype.kind in "iu" else ""
+            held = f"{labels.dtype} {labels.shape}{least}"
+            raise InputError(f"`labels` of {path} must be {len(images)} ids from 0 on, not {held}")
         names = arrays.get("class_names", np.arange(labels.max(initial=-1) + 1))
         class_names = [str(name) for name in names]
         if len(set(class_names)) < len(class_names):

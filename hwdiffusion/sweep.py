@@ -11,7 +11,7 @@ from hwdiffusion.evaluation import check_sampling, choose_scheduler, load_pipeli
 from hwdiffusion.figures import sweep_plots
 from hwdiffusion.judge import build_judge
 from hwdiffusion.report import sweep_table, write_json
-from hwdiffusion.run_folder import current_processes
+from hwdiffusion.run_folder import current_processes, make_folder
 from hwdiffusion.samples import Samples, draw
 
 
@@ -39,7 +39,7 @@ def sweep(args: SweepArguments, train_classifier: Callable) -> list[dict]:
     judge = build_judge(
         combinations[0], pipe, list(pipe.id2label.values()), args.num_samples, train_classifier, device
     )
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
 
     path = output_dir / "sweep.json"
     done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []

@@ -407,6 +407,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"prediction_type={self.config.prediction_type!r})"
             )
 
+        if not hasattr(self.scheduler, "init_noise_sigma") or not hasattr(self.scheduler, "step"):
+            raise ValueError(
+                f"{name} is not a scheduler for this pipeline; use DDIM, DDPM, DPM-Solver++ or another one"
+            )
+        takes = list(inspect.signature(self.scheduler.step).parameters.values())[:4]
+        if any(item.default is item.empty for item in takes[3:] if item.kind is item.POSITIONAL_OR_KEYWORD):
+            raise ValueError(f"{name} steps by more than the model's output, so this pipeline can't use it")
+
         num_train_timesteps = self.scheduler.config.num_train_timesteps
         if timesteps is not None:
             if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
@@ -435,6 +443,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"which {num_inference_steps} doesn't; use timestep_spacing='leading' or another number"
             )
 
+        for what, value in (("guidance_scale", guidance_scale), ("eta", eta), ("guidance_rescale", guidance_rescale)):
+            if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+                raise ValueError(f"{what} must be a number of at least 0, not {value!r}")
         if guidance_scale > 1 and self.num_classes and not self.config.has_null_label:
             raise ValueError(
                 f"guidance_scale={guidance_scale} needs a model trained with label dropout, which this one wasn't; "
@@ -452,6 +463,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must lie in [0, 1], not {eta}")
+        for one in generator if isinstance(generator, list) else [generator]:
+            if one is not None and not isinstance(one, torch.Generator):
+                raise ValueError(f"generator must be a torch.Generator or a list of them, not {one!r}")
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise ValueError(f"latents must be a tensor, not {type(latents).__name__}")
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"generator is a list of {len(generator)}, but {num_images} pictures are asked for")
         shape = (num_images, *self._latent_shape())

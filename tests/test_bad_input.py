@@ -98,6 +98,42 @@ def test_contradicting_flags(fails):
     assert "--hub_model_id" in fails("train_ddpm", "--push_to_hub")
 
 
+def test_a_hub_that_can_not_be_pushed_to(fails, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("hwdiffusion.run_folder.get_token", lambda: None)
+    assert "--hub_model_id must be USER/NAME" in fails("train_ldm", "--push_to_hub", "--hub_model_id", "a b/c")
+    assert "logged in to the Hub" in fails("train_ldm", "--push_to_hub", "--hub_model_id", "user/name")
+
+
+def test_counts_that_are_none(fails):
+    for key in ("vqvae.latent_channels", "noise_scheduler.num_train_timesteps", "unet.layers_per_block"):
+        for wrong in ("0", "four"):
+            said = fails("train_ldm", f"--{key}", wrong)
+            assert f"{key.split('.')[1]} in section {key.split('.')[0]} must be a positive whole number" in said
+
+
+@pytest.mark.parametrize("script", ["train_ddpm", "train_ldm"])
+def test_steps_that_the_pipeline_could_not_sample_in(script, fails):
+    assert "--num_inference_steps must be at most num_train_timesteps, 1000" in fails(
+        script, "--num_inference_steps", "5000"
+    )
+    zero_snr = ["--noise_scheduler.rescale_betas_zero_snr", "true"]
+    assert "must divide num_train_timesteps, 1000" in fails(script, *zero_snr, "--num_inference_steps", "30")
+
+
+def test_a_preset_of_another_script_or_a_flag_of_both_stages(fails, tmp_path):
+    assert MAIN["train_ldm"](["--preset", "mnist-ddpm", "--output_dir", str(tmp_path / "output")]) == 2
+    assert "can't differ between the stages" in fails("train_ldm", "--train_vqgan.resolution", "32")
+    assert "belongs to no flag" in fails("train_ldm", "stray")
+
+
+def test_an_output_folder_that_can_not_be_made(tmp_path, capsys):
+    preset = write_preset(tmp_path / "p.yaml", TINY_PRESET)
+    for script, main in MAIN.items():
+        assert main(["--preset", preset, "--output_dir", "/proc/nowhere/run"]) == 2, script
+        assert "can't be made" in capsys.readouterr().err
+
+
 def test_bad_pictures_are_skipped_and_counted_on_demand(folder, tmp_path, capsys):
     (folder / "cat" / "0.png").write_bytes(b"no picture")
     preset = write_preset(tmp_path / "preset.yaml", {**TINY_PRESET, "max_train_steps": 2})

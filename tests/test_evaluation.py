@@ -204,7 +204,20 @@ def test_samples_can_be_kept_and_judged_again(world, run):
 
 def test_the_card_has_one_evaluation_the_last(world, run):
     for guidance in ("1.0", "2.0"):
-        evaluate_run(world, run, "carded", "--guidance_scale", guidance)
+        argv = [
+            str(run),
+            "--classifier",
+            str(world["classifier"]),
+            "--num_samples",
+            "60",
+            "--guidance_scale",
+            guidance,
+        ]
+        assert cli.main(["evaluate", *argv]) == 0
+    evaluate_run(
+        world, run, "elsewhere-carded", "--guidance_scale", "1.5"
+    )  # an experiment, which the card doesn't tell
+    assert json.loads((run / "evaluation.json").read_text())["sampling"]["guidance_scale"] == 2.0
     card = (run / "README.md").read_text()
     assert card.count("## Evaluation") == 1 and "guidance 2.0" in card and "guidance 1.0)" not in card
     argv = ["--preset", str(world["folder"] / "tiny.yaml"), "--output_dir", str(run)]
@@ -398,7 +411,11 @@ def test_a_corrupt_picture_is_named_and_skipped_on_demand(world, base, refused):
 
 
 def test_what_can_not_be_loaded_or_chosen(world, base, run, refused):
-    assert "not a pipeline" in refused(world["folder"] / "nowhere")
+    assert "neither a run folder nor a pipeline" in refused(world["folder"] / "nowhere")
+    (world["folder"] / "thesis").mkdir(exist_ok=True)
+    (world["folder"] / "thesis" / "thesis.tex").write_text("precious")
+    argv = ["evaluate", str(run), "--classifier", str(world["classifier"])]
+    assert cli.main([*argv, "--output_dir", str(world["folder"] / "thesis")]) == 2
     assert "needs --reference" in refused("--images", world["folder"] / "base.npz", *SIZE)
     judge = ["--images", world["folder"] / "base.npz", "--reference", world["real"], *SIZE]
     assert "can't be loaded" in refused(*judge, "--classifier", world["folder"] / "nowhere")
@@ -406,6 +423,8 @@ def test_what_can_not_be_loaded_or_chosen(world, base, run, refused):
     assert "did you mean manifold" in refused(run, "--metrics", "manifolds")
     assert "num_inference_steps must be" in refused(run, "--num_inference_steps", "5000")
     assert "not both" in refused(run, "--images", "x.npz")
+    assert "--resolution is for --images" in refused(run, "--resolution", "8")
+    assert "--guidance_scale must be at least 0" in refused(run, "--guidance_scale", "nan")
     assert "--device gpu is not there" in refused(run, "--device", "gpu")
     assert "--resolution must be" in refused("--images", "x.npz", "--resolution", "0")
     assert "--batch_size must be in 1 to 250" in refused(run, "--batch_size", "251")

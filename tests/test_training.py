@@ -309,6 +309,7 @@ def test_the_card_tells_how_to_load_the_pipeline_and_no_path(preset, tmp_path, m
     from huggingface_hub import HfApi, ModelCard
 
     uploads = []
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id))
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: uploads.append(options))
     run, vqvae = tmp_path / "run", tmp_path / "vq"

@@ -21,7 +21,14 @@ def train(config: Config) -> Path:
     from hwdiffusion.data import image_channels, image_size, load_data
     from hwdiffusion.judge import TrainingJudge
     from hwdiffusion.latents import LatentDataset, cached_latents, measure_scaling_factor
-    from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape, load_vqvae
+    from hwdiffusion.models import (
+        build_noise_scheduler,
+        build_unet,
+        build_vqvae,
+        check_inference_steps,
+        latent_shape,
+        load_vqvae,
+    )
     from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
@@ -35,6 +42,7 @@ def train(config: Config) -> Path:
     if first_stage is not None and not args.overwrite_output_dir:
         check_run(first_stage)
     noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent=True)
+    check_inference_steps(noise_scheduler, args.num_inference_steps)
     channels, size = image_channels(args), image_size(args)
     if first_stage is None:
         vqvae = load_vqvae(args.vqvae, channels, size)
