@@ -94,6 +94,7 @@ def sweep_plots(rows: list[dict], output: Path):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    import matplotlib.ticker
 
     axes_of = {
         "Fréchet distance": lambda row: row["distances"]["frechet_distance"] if "distances" in row else None,
@@ -114,7 +115,7 @@ def sweep_plots(rows: list[dict], output: Path):
         for index, (name, points) in enumerate(lines.items()):
             x = [axes_of[panel](row) for row in points]
             y = [row["labels"]["accuracy"] if labelled else axes_of["Fréchet distance"](row) for row in points]
-            style = {"marker": "osD^vP*X"[index % 8], "linestyle": ("-", "--", ":", "-.")[index // 8 % 4]}
+            style = {"marker": "osD^vP*X"[index % 8], "linestyle": ("-", "--", ":", "-.")[index % 4]}
             axes.plot(x, y, markersize=5, linewidth=1, label=name, **style)
             for a, b, row in zip(x, y, points):
                 note = f"{row['sampling']['guidance_scale']:g}"
@@ -124,6 +125,8 @@ def sweep_plots(rows: list[dict], output: Path):
         axes.grid(alpha=0.3)
         if panel == "images a second":
             axes.set_xscale("log")
+            for axis_ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+                axis_ticks(matplotlib.ticker.FormatStrFormatter("%g"))
     (all_axes if len(panels) == 1 else all_axes[0]).legend(fontsize=7, title="numbers: guidance", title_fontsize=7)
     for suffix in (".png", ".svg"):
         figure.savefig(output.with_suffix(suffix), dpi=130)
