@@ -39,6 +39,13 @@ class DataArguments:
         default=4.0, metadata={"help": "Decoded pictures are kept in memory up to this size, else read lazily."}
     )
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that read pictures lazily."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read a data set of the Hub or parquet files in passing; nothing is downloaded first."},
+    )
+    shuffle_buffer_size: int = field(
+        default=4096, metadata={"help": "With --streaming: pictures, undecoded, that the next ones are drawn from."}
+    )
 
 
 @dataclass
@@ -75,6 +82,13 @@ class TrainingArguments(MachineArguments, DataArguments):
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches a step."})
     max_train_steps: Optional[int] = field(default=None, metadata={"help": "Optimizer steps; or give epochs."})
     num_train_epochs: Optional[int] = field(default=None, metadata={"help": "Epochs, if no steps are given."})
+    max_train_seconds: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "Or a time: as many steps as fit into it, by the measured time of a step, without what saving and "
+            "sampling take. Their number is then kept in the checkpoints."
+        },
+    )
     learning_rate: float = field(default=1e-3, metadata={"help": "The highest learning rate."})
     lr_scheduler: str = field(default="linear", metadata={"help": "linear, cosine, constant, constant_with_warmup."})
     lr_warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
@@ -82,12 +96,16 @@ class TrainingArguments(MachineArguments, DataArguments):
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
     adam_weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    skip_nonfinite_steps: bool = field(
+        default=False,
+        metadata={"help": "Leave out and count steps whose gradient is not finite, instead of stopping the run."},
+    )
     use_ema: bool = field(default=True, metadata={"help": "Save and sample an average of the weights."})
     ema_max_decay: float = field(default=0.999, metadata={"help": "The average's largest decay."})
     ema_power: float = field(default=0.75, metadata={"help": "Its warm-up: decay 1 - (1 + step)^-power."})
 
     checkpointing_steps: Optional[int] = field(default=None, metadata={"help": "Default: a tenth of the run."})
-    checkpoints_total_limit: int = field(default=2, metadata={"help": "Older checkpoints are deleted."})
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "Older ones are deleted."})
     sample_steps: Optional[list[int]] = field(default=None, metadata={"help": "Draw a sample grid after these steps."})
     sample_epochs: Optional[list[int]] = field(default=None, metadata={"help": "And after these epochs."})
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished pipeline with its card."})

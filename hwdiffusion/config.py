@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from hwdiffusion import InputError
+from hwdiffusion import InputError, Interrupted, RunError
 from hwdiffusion.arguments import (
     CHUNK,
     EVALUATIONS,
@@ -34,9 +34,11 @@ from hwdiffusion.arguments import (
     TrainingArguments,
     VQGANArguments,
 )
+from hwdiffusion.failures import sentence_of
 
 
 MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler", "classifier")
+LENGTHS = ("max_train_steps", "num_train_epochs", "max_train_seconds")  # how long a run is: one of them says it
 
 # What may differ between the runs of one folder without changing its result.
 _NOT_IN_RESULT = {"report_to", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps",
@@ -94,6 +96,10 @@ class Config:
         return Config("train_vqgan", args, {"vqvae": self.sections["vqvae"]})
 
 
+def _without_lengths(settings: dict) -> dict:
+    return {key: value for key, value in settings.items() if key not in LENGTHS}
+
+
 def _flattened(settings: dict) -> dict[str, Any]:
     flat = {}
     for key, value in settings.items():
@@ -149,6 +155,8 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     preset.pop("script", None)  # a run's config.yaml serves as a preset
     sections = {section: _as_section(preset.pop(section, {}), section, name) for section in MODEL_SECTIONS}
     scripts = {other: _as_section(preset.pop(other, {}), other, name) for other in SCRIPTS}
+    for section in {section for section, key in overrides if section in scripts and key in LENGTHS}:
+        scripts[section] = _without_lengths(scripts[section])
     for (section, key), value in overrides.items():
         if script == "train_ldm" and section == "train_vqgan" and key in _SHARED:
             raise InputError(f"--{section}.{key} can't differ between the stages; give --{key}")
@@ -171,20 +179,20 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     for key in displaced:
         for settings in (preset, *scripts.values()):
             settings.pop(key, None)
-    if "num_train_epochs" in given:  # the preset's number of steps would win over the user's epochs
-        preset.pop("max_train_steps", None)
-        scripts[script].pop("max_train_steps", None)
+    if given & set(LENGTHS):  # the user's takes the place of the preset's, whichever that gives
+        preset, scripts[script] = _without_lengths(preset), _without_lengths(scripts[script])
 
     def flags_of(other: str, section: dict) -> dict:
         known_here = {item.name for item in fields(SCRIPTS[other])}
-        return {**{key: value for key, value in preset.items() if key in known_here}, **section}
+        general = _without_lengths(preset) if set(section) & set(LENGTHS) else preset
+        return {**{key: value for key, value in general.items() if key in known_here}, **section}
 
     args = _parse(script, [*_as_argv(flags_of(script, scripts[script]), name), *flags])
     meant_for = sorted(other for other, section in scripts.items() if section)
-    if meant_for and script not in meant_for and args.max_train_steps is None and args.num_train_epochs is None:
+    if meant_for and script not in meant_for and all(getattr(args, key) is None for key in LENGTHS):
         raise InputError(
             f"preset {name} is for {' and '.join(meant_for)}, not for {script}; use another, or say how long to train "
-            "by --max_train_steps or --num_train_epochs"
+            "by --max_train_steps, --num_train_epochs or --max_train_seconds"
         )
     if args.output_dir is None:
         args.output_dir = str(Path("runs", Path(args.preset).stem))
@@ -272,12 +280,25 @@ def run_script(script: str, train, argv: list[str] | None = None) -> int:
 
 
 def exit_code(name: str, work) -> int:
-    """Do the work of a command and return its exit code: 2 with one sentence where the input can't be used."""
+    """Do the work of a command and return its exit code, with one sentence on what went wrong: 2 where the input can't
+    be used, 1 where the work can't go on, 128 and the signal's number where it was told to stop."""
     try:
         work()
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"{name}: {stop}", file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; what was saved before is whole", file=sys.stderr)
+        return 130
+    except Exception as error:
+        sentence = str(error) if isinstance(error, RunError) else sentence_of(error)
+        if sentence is None:
+            raise
+        print(f"{name}: error: {sentence}", file=sys.stderr)
+        return 1
     finally:
         distributed = sys.modules.get("torch.distributed")  # not imported if the input was wrong
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -306,8 +327,12 @@ def _validate(args: TrainingArguments):
     if args.hub_model_id is not None and not re.fullmatch(r"([\w\-.]{1,96}/)?[\w\-.]{1,96}", args.hub_model_id):
         raise InputError(f"--hub_model_id must be USER/NAME of letters, digits, - _ and ., not {args.hub_model_id!r}")
     require(args.dataloader_num_workers >= 0, "dataloader_num_workers", "at least 0")
-    if args.max_train_steps is None and args.num_train_epochs is None:
-        raise InputError("give --max_train_steps or --num_train_epochs")
+    require(args.shuffle_buffer_size >= 1, "shuffle_buffer_size", "at least 1")
+    if all(getattr(args, key) is None for key in LENGTHS):
+        raise InputError("give --max_train_steps, --num_train_epochs or --max_train_seconds")
+    require(args.max_train_seconds is None or args.max_train_seconds > 0, "max_train_seconds", "positive")
+    if args.max_train_seconds is not None and args.max_train_steps is not None:
+        raise InputError("give either --max_train_steps or --max_train_seconds, not both")
     if args.dataset_name is None and args.train_data_dir is None:
         raise InputError("give --train_data_dir FOLDER or --dataset_name NAME (`digits` is embedded)")
     if args.dataset_name is not None and args.train_data_dir is not None:

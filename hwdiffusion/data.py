@@ -1,16 +1,20 @@
 """Pictures and label sets to train on: splits, decoding, keeping in memory. Where they come from: `sources.py`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from hwdiffusion import InputError
 from hwdiffusion.randomness import epoch_order
-from hwdiffusion.sources import NULL_LABEL, VALIDATION_SPLITS, Source, describe, few, read_sources
+from hwdiffusion.sources import NULL_LABEL, VALIDATION_SPLITS, Source, describe, few, read_image, read_sources
+from hwdiffusion.streams import PictureStream, open_stream
+
+
+HELD_OUT_OF_A_STREAM = 2000
 
 
 class ImageDataset:
@@ -41,6 +45,21 @@ class ImageDataset:
         return torch.from_numpy(np.stack(arrays)), self.labels[places]
 
     __getitems__ = __getitem__  # the name by which a DataLoader asks for a whole batch
+
+    @property
+    def max_labels(self) -> int:
+        """The most labels that a picture has."""
+        return self.labels.shape[1]
+
+    def starting_pictures(self, count: int, seed: int) -> torch.Tensor:
+        """The first `count` of the first epoch, the same on every process, whatever the batch size."""
+        return self[epoch_order(seed, 0, len(self))[:count]][0]
+
+    def spread_pictures(self, count: int, batch_size: int = 256) -> Iterator[torch.Tensor]:
+        """Some `count` pictures from all over the data set, in batches."""
+        places = np.arange(0, len(self), max(1, len(self) // count))
+        for batch in np.array_split(places, -(-len(places) // batch_size)):
+            yield self[batch][0]
 
     def subset(self, places: np.ndarray) -> "ImageDataset":
         """Some of the pictures, as a data set of its own."""
@@ -96,7 +115,7 @@ class ImageDataset:
 class Data:
     """What a script trains on."""
 
-    train: ImageDataset
+    train: ImageDataset | PictureStream
     validation: ImageDataset
     skipped: int
 
@@ -113,7 +132,7 @@ class Data:
 
     @property
     def max_labels(self) -> int:
-        return self.train.labels.shape[1]
+        return self.train.max_labels
 
 
 def load_images(args) -> ImageDataset:
@@ -143,6 +162,11 @@ def load_data(args) -> Data:
     Raises:
         InputError: no pictures, an empty class, an unreadable picture, a column that isn't there.
     """
+    decode = decoder(args.image_mode, image_size(args), args.center_crop)
+    if args.streaming:
+        stream, source = open_stream(args, decode, HELD_OUT_OF_A_STREAM)
+        validation = ImageDataset(source, decode, range(source.size))
+        return Data(stream, validation, validation.read_all(True, args.skip_bad_images))
     sources = read_sources(args)
     train_name = "train" if "train" in sources else next(iter(sources))
     train_source = sources.pop(train_name)
@@ -168,7 +192,6 @@ def load_data(args) -> Data:
         chosen = epoch_order(args.seed, 1, len(train_indices))[: args.max_train_samples]
         train_indices = train_indices[np.sort(chosen)]
 
-    decode = decoder(args.image_mode, image_size(args), args.center_crop)
     train = ImageDataset(train_source, decode, train_indices)
     validation = ImageDataset(validation_source, decode, validation_indices)
     keep = _fits_memory(args, len(train) + len(validation))
@@ -231,18 +254,3 @@ def decoder(mode: str, size: tuple[int, int], center_crop: bool) -> Callable[[Im
         return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
     return decode
-
-
-def read_image(source: Source, index: int, decode: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """One decoded picture.
-
-    Raises:
-        InputError: it can't be read; it is named.
-    """
-    try:
-        return decode(source.open(index))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{source.name(index)} can't be read as a picture ({type(error).__name__}); mend or remove it, or give "
-            "--skip_bad_images"
-        ) from error

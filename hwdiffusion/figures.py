@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw, ImageFont
 
@@ -35,16 +37,24 @@ def image_grid(
 
 
 def sample_grid(pipeline, seed: int, rows: int = 10, columns: int = 8) -> Image.Image:
-    """Samples of a pipeline, a row a label; every picture has a seed of its own, so grids of two runs compare."""
+    """Samples of a pipeline, a row a label; every picture has a seed of its own, so grids of two runs compare.
+
+    All processes must call it; each draws its share, and all have the picture.
+    """
     names = [pipeline.id2label[index] for index in sorted(pipeline.id2label)[:rows]]
     count = columns * (len(names) or rows)
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        labels=[index for index in range(len(names)) for _ in range(columns)] if names else None,
-        num_images_per_prompt=1 if names else count,
-        generator=[torch.Generator().manual_seed(seed + index) for index in range(count)],
+    processes = PartialState()
+    mine = range(count)[processes.process_index :: processes.num_processes]
+    drawn = pipeline(
+        labels=[place // columns for place in mine] if names else None,
+        num_images_per_prompt=1 if names else len(mine),
+        generator=[torch.Generator().manual_seed(seed + place) for place in mine],
     ).images
-    return image_grid(images, columns, names)
+    pairs = list(zip(mine, drawn))
+    if processes.num_processes > 1:
+        pairs = sorted(gather_object(pairs), key=lambda pair: pair[0])
+    return image_grid([image for _, image in pairs], columns, names)
 
 
 def read_metrics(path: Path) -> list[dict]:

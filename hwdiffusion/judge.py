@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 
 from hwdiffusion import InputError, __version__
 from hwdiffusion.arguments import EvaluationArguments
@@ -78,8 +79,8 @@ def build_judge(
         source = args.classifier
         if source is None and real.training is None:
             raise InputError(
-                f"a classifier must be trained on other pictures than it compares, but {args.reference} has no train "
-                "split; give --classifier FOLDER"
+                "a classifier must be trained on other pictures than it compares, but there are none beside "
+                f"{args.reference or 'the held-out ones of a stream'}; give --classifier FOLDER"
             )
         if source is None and real.held_out.class_names != real.training.class_names:
             raise InputError(
@@ -132,9 +133,14 @@ class TrainingJudge:
         self.identity = {"n": count, "classifier_sha256": sha, "best_metric": args.best_metric}
 
     def __call__(self, pipe: ClassConditionalPipeline) -> dict[str, float]:
+        """All processes must call it; each draws its share, and all have the figures."""
         pipe.set_progress_bar_config(disable=True)
-        starts, names = range(0, self.count, CHUNK), list(pipe.id2label.values())
-        images = torch.cat([draw(pipe, first, min(first + CHUNK, self.count), self.seed) for first in starts])
+        names = list(pipe.id2label.values())
+        rank, world_size = current_processes().process_index, current_processes().num_processes
+        share = -(-self.count // world_size)
+        begin, end = min(rank * share, self.count), min((rank + 1) * share, self.count)
+        drawn = [draw(pipe, first, min(first + CHUNK, end), self.seed) for first in range(begin, end, CHUNK)]
+        images = torch.cat(gather_object(drawn) if world_size > 1 else drawn)
         report, _ = self.judge(Pictures(images, labels_of(names, 0, self.count), names), of="run")
         measured = {"eval_frechet_distance": report["distances"]["frechet_distance"]}
         if "labels" in report:
@@ -165,7 +171,7 @@ def check_metrics(args: EvaluationArguments, class_names: list[str], real: RealS
     if not real.trained_on:
         leave_out({"memorisation"}, "the pictures that were trained on aren't known")
     if real.training is None:
-        leave_out({"cas"}, f"{args.reference} has no train split")
+        leave_out({"cas"}, f"there are no real pictures beside {args.reference or 'the held-out ones of a stream'}")
     elif "cas" in wanted:
         names = real.training.class_names
         if set(names) != set(class_names) or names != real.held_out.class_names or len(names) < 2:

@@ -4,6 +4,7 @@ Latents are what `VQModel.encode` gives, before quantisation; `VQModel.decode` q
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -37,6 +38,18 @@ class LatentDataset:
 
 
 @torch.no_grad()
+def encode_batches(vqvae: VQModel, batches: Iterable[torch.Tensor], flips: bool) -> torch.Tensor:
+    """Latents of batches of uint8 pictures `(B, C, H, W)`, float32 `(N, F, C, h, w)`, on the device."""
+    return torch.cat([_encode(vqvae, images, flips) for images in batches])
+
+
+def _encode(vqvae: VQModel, images: torch.Tensor, flips: bool) -> torch.Tensor:
+    images = to_model_range(images.to(vqvae.device))
+    views = [images, images.flip(-1)] if flips else [images]
+    return torch.stack([vqvae.encode(view).latents for view in views], dim=1).float()  # (B, F, C, h, w)
+
+
+@torch.no_grad()
 def encode(vqvae: VQModel, dataset: ImageDataset, flips: bool, batch_size: int = 256) -> torch.Tensor:
     """Latents of all pictures, float32 `(N, F, C, h, w)`, on the CPU; the processes share the work."""
     processes = PartialState()
@@ -46,9 +59,7 @@ def encode(vqvae: VQModel, dataset: ImageDataset, flips: bool, batch_size: int =
         # every process has a whole batch, so that the gathering lines up; the surplus is cut off at the end
         first = start + rank * batch_size
         places = [min(first + offset, len(dataset) - 1) for offset in range(batch_size)]
-        images = to_model_range(dataset[places][0].to(vqvae.device))
-        views = [images, images.flip(-1)] if flips else [images]
-        latents = torch.stack([vqvae.encode(view).latents for view in views], dim=1).float()  # (B, F, C, h, w)
+        latents = _encode(vqvae, dataset[places][0], flips)
         batches.append((gather(latents) if world_size > 1 else latents).cpu())
     return torch.cat(batches)[: len(dataset)]
 

@@ -118,15 +118,27 @@ class BatchOrder:
         start = (micro_batch * self.world_size + self.rank) * self.batch_size
         return np.arange(start, start + self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        orders: dict[int, np.ndarray] = {}
+    def of_step(self, step: int) -> list[int]:
+        """The data set indices of a step's whole batch, over all processes and micro-batches."""
+        return self._indices(step * self.step_size + np.arange(self.step_size), {})
+
+    def positions(self) -> Iterator[np.ndarray]:
+        """Where the batches of this process stand in the sequence of all epochs, each `(batch_size,)`."""
         step = self.first_step
         while True:
             for micro_batch in range(self.micro_batches):
-                positions = step * self.step_size + self.places(micro_batch)
-                epochs = positions // self.size
-                for epoch in set(epochs.tolist()) - orders.keys():
-                    orders[epoch] = epoch_order(self.seed, epoch, self.size)
-                orders = {epoch: order for epoch, order in orders.items() if epoch >= epochs.min()}
-                yield [int(orders[epoch][place]) for epoch, place in zip(epochs, positions % self.size)]
+                yield step * self.step_size + self.places(micro_batch)
             step += 1
+
+    def _indices(self, positions: np.ndarray, orders: dict[int, np.ndarray]) -> list[int]:
+        epochs = positions // self.size
+        for epoch in set(epochs.tolist()) - orders.keys():
+            orders[epoch] = epoch_order(self.seed, epoch, self.size)
+        for past in [epoch for epoch in orders if epoch < epochs.min()]:
+            del orders[past]
+        return [int(orders[epoch][place]) for epoch, place in zip(epochs, positions % self.size)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        orders: dict[int, np.ndarray] = {}  # of the epochs that are being visited
+        for positions in self.positions():
+            yield self._indices(positions, orders)

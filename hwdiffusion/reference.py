@@ -77,13 +77,15 @@ def load_real_side(args: EvaluationArguments, size, mode: str) -> RealSide:
             what = "--images" if args.run is None else f"{args.run}, which has no config.yaml,"
             raise InputError(f"{what} needs --reference: a folder, an .npz, or a data set to compare with")
         data = load_data(own)
+        if own.streaming:  # too large to look for copies in
+            return RealSide(data.validation, None, _name(own), "held-out", trained_on=False)
         return RealSide(data.validation, data.train, _name(own), "held-out", trained_on=True)
 
     # the run's columns and limits belong to the run's data
     settings = {key: settings[key] for key in ("center_crop", "seed", "skip_bad_images") if key in settings}
     named = data_arguments(args.reference, size, mode, **settings)
     training, trained_on = None, False
-    if known:
+    if known and not own.streaming:
         try:
             training, trained_on = load_data(own).train, True
         except InputError as error:

@@ -1,7 +1,8 @@
-"""The run folder: whether a run may start or continue in it, its checkpoints, and the processes that share it."""
+"""The run folder: whether a run may start or continue in it, and the processes that share it."""
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -12,17 +13,17 @@ from accelerate.utils import is_bf16_available, parse_flag_from_env
 from huggingface_hub import get_token
 
 from hwdiffusion import InputError
-from hwdiffusion.arguments import SCRIPTS
-from hwdiffusion.config import Config
+from hwdiffusion.arguments import SCRIPTS, VQGANArguments
+from hwdiffusion.checkpoints import CHECKPOINT, STATE_FILE, checkpoint_to_resume, step_of
+from hwdiffusion.config import LENGTHS, Config
 
 
-CHECKPOINT = "checkpoint-"
-STATE_FILE = "training_state.pt"
 RUN_FILES = ("config.yaml", "metrics.jsonl", "loss.png", "samples.png", "samples", "hwdiffusion", "README.md",
-             f"{CHECKPOINT}*", "best", "best.*", "latents.safetensors*", "first-stage", "model_index.json",
-             "pipeline_*.py", "unet", "vqvae", "scheduler", "config.json", "diffusion_pytorch_model*",
-             "model*.safetensors*", "evaluation", "evaluation.json",
+             f"{CHECKPOINT}*", "best", "best.*", "artefact.part", "latents.safetensors*", "first-stage",
+             "model_index.json", "pipeline_*.py", "unet", "vqvae", "scheduler", "config.json",
+             "diffusion_pytorch_model*", "model*.safetensors*", "evaluation", "evaluation.json",
              "sweep", "classifier-*")  # fmt: skip
+UNFINISHED = (f"{CHECKPOINT}*.part", f"{CHECKPOINT}*.old", "best.part", "best.old", "artefact.part")
 
 
 def check_run(config: Config):
@@ -48,21 +49,39 @@ def check_run(config: Config):
         raise InputError("--push_to_hub needs you to be logged in to the Hub: run `hf auth login`, or set HF_TOKEN")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; name a folder")
+    if not args.dry_run:
+        _check_writable(folder)
     if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
         raise InputError("--overwrite_output_dir deletes what --resume_from_checkpoint asks for; give one of them")
-    if args.resume_from_checkpoint not in (None, "latest") and checkpoint_to_resume(args) is None:
-        raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is not a checkpoint")
     checkpoint = None if args.overwrite_output_dir else checkpoint_to_resume(args)
+    state = None
     if checkpoint is not None:
-        script = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)["script"]
-        if script != config.script:
-            raise InputError(f"{checkpoint} is a checkpoint of {script}, not of {config.script}")
+        state = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)
+        if state["script"] != config.script:
+            raise InputError(f"{checkpoint} is a checkpoint of {state['script']}, not of {config.script}")
+        if args.max_train_steps is not None and args.max_train_steps < state["step"]:
+            earlier = f" or an earlier one by --resume_from_checkpoint {CHECKPOINT}N" * (step_of(checkpoint) > 1)
+            raise InputError(
+                f"{checkpoint} has done more than --max_train_steps {args.max_train_steps}; name another "
+                f"--output_dir{earlier}"
+            )
     if folder.is_dir() and any(folder.iterdir()):
-        _check_same_run(folder, config)
+        _check_same_run(folder, config, state)
     processes.wait_for_everyone()  # all have looked before one of them writes
 
 
-def _check_same_run(folder: Path, config: Config):
+def _check_writable(folder: Path):
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--output_dir {folder} can't be written to ({error.strerror}); change its permissions, or name another"
+        ) from error
+
+
+def _check_same_run(folder: Path, config: Config, state: dict | None):
     args, saved = config.args, {}
     if (folder / "config.yaml").is_file():
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -75,12 +94,36 @@ def _check_same_run(folder: Path, config: Config):
             f"--output_dir {folder} holds a run of {saved.get('script')}; name another folder, or give "
             "--overwrite_output_dir to delete it"
         )
-    changes = config.changes(saved)
-    if changes and args.resume_from_checkpoint is None:
+    if args.resume_from_checkpoint is not None:
+        return
+    changes, why = config.changes(saved), ""
+    if set(changes) & set(LENGTHS):
+        depends = _what_depends_on_the_end(config, state)
+        if depends is None:
+            changes = [key for key in changes if key not in LENGTHS]
+        else:
+            why = f"; {depends}, which would be stretched over the new length"
+    if changes:
         raise InputError(
-            f"--output_dir {folder} holds a run with other settings ({', '.join(changes)}); name another folder, give "
-            "--overwrite_output_dir to start anew, or --resume_from_checkpoint latest to continue with these settings"
+            f"--output_dir {folder} holds a run with other settings ({', '.join(changes)}){why}; name another folder, "
+            "give --overwrite_output_dir to start anew, or --resume_from_checkpoint latest to continue with these "
+            "settings"
         )
+
+
+def _what_depends_on_the_end(config: Config, state: dict | None) -> str | None:
+    """What of a run would have been another from its start on, had it been told another number of steps."""
+    args = config.args
+    if args.lr_scheduler in ("linear", "cosine"):
+        return f"its {args.lr_scheduler} learning-rate schedule spans the whole run"
+    if isinstance(args, VQGANArguments) and (args.discriminator_weight or args.codebook_restart_steps):
+        return "--discriminator_start and --codebook_restart_until are parts of the whole run"
+    if args.max_train_seconds is not None:
+        return "the number of its steps was frozen when it started"
+    lengths = [args.max_train_steps] + ([] if state is None else [state["max_steps"]])
+    if args.lr_scheduler == "constant_with_warmup" and min(filter(None, lengths)) < 2 * args.lr_warmup_steps:
+        return "its warm-up takes at most half of the run"
+    return None
 
 
 def prepare_output_dir(config: Config):
@@ -92,8 +135,9 @@ def prepare_output_dir(config: Config):
         if config.args.overwrite_output_dir:
             _delete_run(folder)
         make_folder(folder)
-        for unfinished in folder.glob(f"{CHECKPOINT}*.part"):
-            shutil.rmtree(unfinished)
+        for pattern in UNFINISHED:
+            for path in folder.glob(pattern):
+                shutil.rmtree(path)
         config.save(folder / "config.yaml")
     processes.wait_for_everyone()
 
@@ -133,43 +177,8 @@ def use_all_cores(device: torch.device):
         torch.set_num_threads(max(1, cores // local_processes))
 
 
-def replace_folder(part: Path, final: Path):
-    """Give a finished folder its name; a kill in between leaves the old one or the new one, whole, under some name."""
-    old = final.with_name(final.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(part, final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run folder, the newest first."""
-    numbered = [(path.name.removeprefix(CHECKPOINT), path) for path in folder.glob(f"{CHECKPOINT}*")]
-    whole = [(int(step), path) for step, path in numbered if step.isdigit() and (path / STATE_FILE).is_file()]
-    return [path for _, path in sorted(whole, reverse=True)]
-
-
-def checkpoint_to_resume(args) -> Path | None:
-    """The checkpoint that a start continues from: the one that is named, or the newest of the run folder."""
-    if args.resume_from_checkpoint in (None, "latest"):
-        return next(iter(find_checkpoints(Path(args.output_dir))), None)
-    path = Path(args.resume_from_checkpoint)
-    return path if (path / STATE_FILE).is_file() else None
-
-
 def _delete_run(folder: Path):
     # Only what a run writes: whatever else somebody put there stays.
     for pattern in RUN_FILES:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def sync_to_disk(folder: Path):
-    """Wait until all files of a folder are on the disk, so that its new name can't come before its content."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hwdiffusion.arguments import CHUNK, EvaluationArguments
-from hwdiffusion.run_folder import replace_folder
+from hwdiffusion.checkpoints import replace_folder
 
 
 def labels_of(class_names: list[str], start: int, stop: int) -> torch.Tensor | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hwdiffusion import InputError
 
@@ -44,16 +44,14 @@ def read_sources(args) -> dict[str, Source]:
         folder = Path(args.train_data_dir)
         if folder.suffix == ".npz":
             return from_arrays(args, folder)
-        if folder.suffix == ".parquet" and folder.is_file():
-            return from_datasets(args, "parquet", data_files=str(folder))
-        if not folder.is_dir():
+        if not folder.is_dir() and not (folder.suffix == ".parquet" and folder.is_file()):
             raise InputError(f"--train_data_dir {folder} is not a folder")
-        if any(folder.rglob("*.parquet")):
-            return from_datasets(args, "parquet", data_dir=str(folder))
-        return from_image_folder(args, folder)
-    if args.dataset_name == "digits":
+    elif args.dataset_name == "digits":
         return embedded_digits()
-    return from_datasets(args, args.dataset_name, name=args.dataset_config_name)
+    splits, train, validation = load_splits(args)
+    if splits is None:
+        return from_image_folder(args, Path(args.train_data_dir))
+    return from_datasets(args, splits, train, validation)
 
 
 def embedded_digits() -> dict[str, Source]:
@@ -184,17 +182,40 @@ def _image_folder_split(args, folder: Path, class_names: list[str]) -> Source:
     )
 
 
-def from_datasets(args, path: str, **kwargs) -> dict[str, Source]:
-    """A data set of the Hub, or parquet files, by the `datasets` library."""
+def load_splits(args, streaming: bool = False):
+    """The splits of a data set of the Hub, or of parquet files, by the `datasets` library.
+
+    Returns:
+        The splits, and the names of those to train on and for validation, or `None` where there is none of its own;
+        three times `None` if the arguments name something else.
+
+    Raises:
+        InputError: it can't be loaded.
+    """
     import datasets
 
+    folder = None if args.train_data_dir is None else Path(args.train_data_dir)
+    if folder is None:
+        path, options = args.dataset_name, {"name": args.dataset_config_name}
+    elif folder.suffix == ".parquet" and folder.is_file():
+        path, options = "parquet", {"data_files": str(folder)}
+    elif folder.is_dir() and any(folder.rglob("*.parquet")):
+        path, options = "parquet", {"data_dir": str(folder)}
+    else:
+        path, options = None, {}
+    if path in (None, "digits"):
+        return None, None, None
     try:
-        splits = datasets.load_dataset(path, **kwargs)
+        splits = datasets.load_dataset(path, streaming=streaming, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{describe(args)} can't be loaded: {reason}") from error
     train = "train" if "train" in splits else next(iter(splits))
-    validation = next((name for name in VALIDATION_SPLITS if name in splits and name != train), None)
+    return splits, train, next((name for name in VALIDATION_SPLITS if name in splits and name != train), None)
+
+
+def from_datasets(args, splits: dict, train: str, validation: str | None) -> dict[str, Source]:
+    """Splits of the `datasets` library."""
     class_names: list[str | int] | None = None  # the training split decides
     sources = {}
     for name in (train, validation):
@@ -203,42 +224,53 @@ def from_datasets(args, path: str, **kwargs) -> dict[str, Source]:
     return sources
 
 
-def _from_split(args, split_name: str, split, class_names: list | None) -> tuple[Source, list]:
+def choose_columns(args, features: dict) -> tuple[str, str | None]:
+    """The names of the image column and of the label column, if there is one.
+
+    Raises:
+        InputError: there is no image column, or not the one that was asked for.
+    """
     import datasets
 
     def choose(wanted: str | None, kind: str, fitting: list[str]) -> str | None:
         if wanted is None:
             return fitting[0] if fitting else None
-        if wanted not in split.features:
+        if wanted not in features:
             raise InputError(
-                f"{describe(args)} has no {kind} column {wanted!r}; its columns are {', '.join(split.features)}"
+                f"{describe(args)} has no {kind} column {wanted!r}; its columns are {', '.join(features)}"
             )
         return wanted
 
-    images = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     image_column = choose(args.image_column, "image", images)
     if image_column is None:
-        raise InputError(f"{describe(args)} has no image column; its columns are {', '.join(split.features)}")
+        raise InputError(f"{describe(args)} has no image column; its columns are {', '.join(features)}")
+    classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    return image_column, choose(args.label_column, "label", classes)
+
+
+def open_stored(stored: dict | None) -> Image.Image:
+    """A picture as an undecoded `datasets.Image` column holds it."""
+    if stored is None:
+        raise OSError("there is no picture")
+    return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])
+
+
+def _from_split(args, split_name: str, split, class_names: list | None) -> tuple[Source, list]:
+    import datasets
+
+    image_column, label_column = choose_columns(args, split.features)
     if not isinstance(split.features[image_column], datasets.Image):
         split = _cast_to_images(args, split, image_column)
-    classes = [name for name, kind in split.features.items() if isinstance(kind, datasets.ClassLabel)]
-    label_column = choose(args.label_column, "label", classes)
-
     encoded = split.cast_column(image_column, datasets.Image(decode=False))
     pictures = encoded.select_columns([image_column])
-
-    def open_image(index: int) -> Image.Image:
-        stored = pictures[index][image_column]
-        if stored is None:
-            raise OSError("there is no picture")
-        return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])
 
     labels = np.zeros((len(split), 0), dtype=np.int64)
     if label_column is not None:
         labels, class_names = _class_labels(args, split_name, split, label_column, class_names)
     source = Source(
         size=len(split),
-        open=open_image,
+        open=lambda index: open_stored(pictures[index][image_column]),
         name=lambda index: f"row {index} of split {split_name} of {describe(args)}",
         labels=labels,
         class_names=[str(name) for name in class_names or []],
@@ -282,5 +314,20 @@ def _class_labels(args, split_name: str, split, column: str, class_names: list |
     return labels[:, None], class_names
 
 
-def few(names: list) -> str:
-    return ", ".join(map(str, names[:10])) + (", …" if len(names) > 10 else "")
+def read_image(source: Source, index: int, decode: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """One decoded picture.
+
+    Raises:
+        InputError: it can't be read; it is named.
+    """
+    try:
+        return decode(source.open(index))
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{source.name(index)} can't be read as a picture ({type(error).__name__}); mend or remove it, or give "
+            "--skip_bad_images"
+        ) from error
+
+
+def few(names: list, count: int = 10) -> str:
+    return ", ".join(map(str, names[:count])) + (", …" if len(names) > count else "")

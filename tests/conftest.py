@@ -46,3 +46,11 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("HWDIFFUSION_DATA names no folder with real data")
     return Path(folder)
+
+
+@pytest.fixture
+def preset(tmp_path) -> str:
+    """The path of the tiny preset."""
+    from running import TINY_PRESET, write_preset
+
+    return write_preset(tmp_path / "tiny.yaml", TINY_PRESET)

@@ -7,7 +7,7 @@ from conftest import TINY_UNET, TINY_VQVAE, TOKENS
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from test_training import MAIN, TINY_PRESET, write_preset
+from running import MAIN, TINY_PRESET, write_preset
 
 from hwdiffusion.models import build_vqvae
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from PIL import Image
+from running import TINY_PRESET, write_preset
 from sklearn.datasets import load_digits
-from test_training import TINY_PRESET, write_preset
 from transformers import ResNetForImageClassification
 
 from hwdiffusion import InputError

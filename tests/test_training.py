@@ -1,102 +1,23 @@
-"""The training scripts through their command lines: what they leave, how they resume, how processes share a batch."""
+"""The training scripts through their command lines: what they leave, how processes share a batch."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import PROJECTION, TINY_UNET, TINY_VQVAE, TOKENS
+from conftest import PROJECTION, TINY_UNET, TOKENS
 from diffusers import VQModel
 from PIL import Image
+from running import MAIN, ROOT, TINY_PRESET, assert_identical, command, curves, final_state, write_preset
 from test_pipelines import run_without_the_package
 from transformers import ResNetConfig, ResNetModel
 
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.pipelines import ClassConditionalPipeline
-from hwdiffusion.run_folder import STATE_FILE
-from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm, train_vqgan
-
-
-ROOT = Path(__file__).resolve().parents[1]
-MAIN = {
-    "train_vqgan": train_vqgan.main,
-    "train_ddpm": train_ddpm.main,
-    "train_ldm": train_ldm.main,
-    "train_classifier": train_classifier.main,
-}
-TINY_PRESET = {
-    "dataset_name": "digits",
-    "resolution": 16,
-    "image_mode": "L",
-    "max_train_samples": 100,
-    "vqvae": TINY_VQVAE,
-    "unet": {**TINY_UNET, **PROJECTION},
-    "noise_scheduler": {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
-    "classifier": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
-    "lr_warmup_steps": 5,
-    "max_train_steps": 40,
-    "train_batch_size": 16,
-    "checkpointing_steps": 4,
-    "num_inference_steps": 2,
-    "guidance_scale": 1.5,
-    "random_flip": True,
-    "train_vqgan": {"discriminator_weight": 0.5, "discriminator_start": 0.2, "discriminator_channels": 8,
-                    "codebook_restart_steps": 3},
-}  # fmt: skip
-
-
-@pytest.fixture
-def preset(tmp_path):
-    return write_preset(tmp_path / "tiny.yaml", TINY_PRESET)
-
-
-def write_preset(path: Path, preset: dict) -> str:
-    path.write_text(yaml.safe_dump(preset))
-    return str(path)
-
-
-def command(script: str, *argv) -> list[str]:
-    return [sys.executable, str(ROOT / "train_scripts" / f"{script}.py"), *map(str, argv)]
-
-
-def final_state(run: Path) -> dict:
-    newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return torch.load(newest / STATE_FILE, weights_only=True)
-
-
-def assert_identical(ours, theirs, where="state"):
-    assert type(ours) is type(theirs), where
-    if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), where
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for key in ours:
-            assert_identical(ours[key], theirs[key], f"{where}.{key}")
-    elif isinstance(ours, (list, tuple)):
-        assert len(ours) == len(theirs), where
-        for index, (one, other) in enumerate(zip(ours, theirs)):
-            assert_identical(one, other, f"{where}[{index}]")
-    else:
-        assert ours == theirs, where
-
-
-def kill_once_it_has(path: Path, argv: list[str]):
-    """Start a run in a process of its own and kill it with SIGKILL as soon as a path exists."""
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+from hwdiffusion.train_scripts import train_ddpm, train_ldm, train_vqgan
 
 
 # -- what a run leaves ------------------------------------------------------------------------------------------------
@@ -120,7 +41,7 @@ def test_a_latent_diffusion_trains_both_stages_and_leaves_a_pipeline(preset, tmp
     first_stage = VQModel.from_pretrained(run / "first-stage")
     torch.testing.assert_close(first_stage.config.scaling_factor, pipe.vqvae.config.scaling_factor, rtol=1e-4, atol=0)
     # what is saved are the averaged weights
-    state = final_state(run)["parts"]["unet"]
+    state = final_state(run)["models"]["unet"]
     saved = list(pipe.unet.parameters())
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(saved, state["ema"]["shadow_params"]))
 
@@ -209,77 +130,6 @@ def test_a_dry_run_reports_and_writes_nothing(preset, tmp_path, capsys):
     assert "s a step" in said and "parameters" in said and "learning_rate" in said
 
 
-# -- resuming ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("script", sorted(MAIN))
-def test_a_killed_run_ends_bit_identical_to_an_unbroken_one(script, preset, tmp_path):
-    """SIGKILL after a checkpoint in the middle of an epoch (100 pictures, 16 a step), then the same command again."""
-    options = ["--preset", preset, "--gradient_accumulation_steps", "2"]
-    options += ["--unet.dropout", "0.1"] if script == "train_ddpm" else []
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    kill_once_it_has(broken / "checkpoint-8", command(script, *options, "--output_dir", broken))
-    assert not (broken / "model_index.json").exists() or script == "train_vqgan"
-    assert len(read_metrics(broken / "metrics.jsonl")) < 40
-
-    assert MAIN[script]([*options, "--output_dir", str(broken)]) == 0
-    assert MAIN[script]([*options, "--output_dir", str(whole)]) == 0
-    assert_identical(final_state(broken), final_state(whole))
-    assert (broken / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    weights = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
-    assert weights and all((broken / path).read_bytes() == (whole / path).read_bytes() for path in weights)
-
-
-def test_a_run_killed_in_its_first_stage_continues(preset, tmp_path):
-    run = tmp_path / "run"
-    kill_once_it_has(
-        run / "first-stage" / "checkpoint-8", command("train_ldm", "--preset", preset, "--output_dir", run)
-    )
-    assert train_ldm.main(["--preset", preset, "--output_dir", str(run)]) == 0
-    assert ClassConditionalPipeline.from_pretrained(run).vqvae is not None
-
-
-def test_a_finished_run_started_again_changes_nothing(preset, tmp_path):
-    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "4"]
-    assert train_ddpm.main(argv) == 0
-    files = [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".safetensors", ".pt", ".jsonl")]
-    before = {path: path.read_bytes() for path in files}
-    assert train_ddpm.main(argv) == 0
-    assert {path: path.read_bytes() for path in files} == before
-
-
-def test_going_back_to_an_older_checkpoint_leaves_the_abandoned_course(preset, tmp_path):
-    run = tmp_path / "run"
-    argv = ["--preset", preset, "--output_dir", str(run), "--checkpoints_total_limit", "9", "--max_train_steps"]
-    assert train_ddpm.main([*argv, "12"]) == 0
-    argv = [*argv, "8", "--resume_from_checkpoint"]
-    assert train_ddpm.main([*argv, str(run / "checkpoint-4")]) == 0
-    assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
-    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == list(range(1, 9))
-
-
-def test_a_checkpoint_of_another_batch_script_or_model_is_refused(preset, tmp_path, capsys):
-    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "4"]
-    assert train_ddpm.main(argv) == 0
-    state_file = tmp_path / "run" / "checkpoint-4" / STATE_FILE
-    state = torch.load(state_file, weights_only=True)
-    torch.save({**state, "step_size": 32}, state_file)  # as two processes leave it
-    assert train_ddpm.main(argv) == 2
-    assert "32 pictures a step over all processes, but now there are 16" in capsys.readouterr().err
-    torch.save(state, state_file)
-    checkpoint = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4")]
-    other = ["--preset", preset, "--output_dir", str(tmp_path / "other"), "--max_train_steps", "4", *checkpoint]
-    assert train_vqgan.main(other) == 2
-    assert "is a checkpoint of train_ddpm, not of train_vqgan" in capsys.readouterr().err
-    assert train_ddpm.main([*other, "--unet.block_out_channels", "[16, 16]"]) == 2
-    assert "is of another model than this run's unet" in capsys.readouterr().err
-
-
-def test_latest_on_a_new_folder_starts_a_run(preset, tmp_path):
-    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2"]
-    assert train_ddpm.main([*argv, "--resume_from_checkpoint", "latest"]) == 0
-
-
 def test_pictures_read_lazily_by_workers_train_as_those_in_memory(tmp_path):
     for index in range(30):
         path = tmp_path / "pictures" / "ab"[index % 2] / f"{index}.png"
@@ -328,41 +178,7 @@ def test_the_card_tells_how_to_load_the_pipeline_and_no_path(preset, tmp_path, m
     assert len(list(run.glob("pipeline_*.py"))) == 1 and not any("checkpoint" in str(path) for path in sent)
 
 
-def test_half_a_checkpoint_is_not_taken(preset, tmp_path):
-    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "8"]
-    assert train_ddpm.main(argv) == 0
-    expected = final_state(tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoint-8"
-    newest.rename(tmp_path / "run" / "checkpoint-8.part")  # as a kill during the writing leaves it
-    assert train_ddpm.main(argv) == 0
-    assert_identical(final_state(tmp_path / "run"), expected)
-    assert not list((tmp_path / "run").glob("*.part"))
-
-
-def test_a_run_with_other_settings_is_refused_and_continued_on_demand(preset, tmp_path, capsys):
-    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run")]
-    assert train_ddpm.main([*argv, "--max_train_steps", "4"]) == 0
-    longer = [*argv, "--max_train_steps", "8", "--learning_rate", "5e-4"]
-    assert train_ddpm.main(longer) == 2
-    said = capsys.readouterr().err
-    assert "max_train_steps" in said and "learning_rate" in said and "--overwrite_output_dir" in said
-    assert train_ddpm.main([*longer, "--adam_beta2", "0.9", "--resume_from_checkpoint", "latest"]) == 0
-    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 8
-    part = final_state(tmp_path / "run")["parts"]["unet"]
-    (group,) = part["optimizer"]["param_groups"]
-    assert group["initial_lr"] == 5e-4 and group["betas"] == (0.9, 0.9) and part["lr_scheduler"]["base_lrs"] == [5e-4]
-    keepsake = tmp_path / "run" / "notes.txt"
-    keepsake.write_text("mine")
-    assert train_ddpm.main([*argv, "--max_train_steps", "2", "--overwrite_output_dir"]) == 0
-    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
-    assert keepsake.exists() and not (tmp_path / "run" / "checkpoint-8").exists()
-
-
 # -- a batch shared by micro-batches and processes --------------------------------------------------------------------
-
-
-def curves(run: Path) -> np.ndarray:
-    return np.array([line["mse_loss"] if "mse_loss" in line else line["loss"] for line in read_metrics(run)])
 
 
 @pytest.mark.parametrize("script", ["train_vqgan", "train_ddpm"])

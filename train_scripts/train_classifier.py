@@ -40,6 +40,8 @@ def train(config: Config, data=None) -> Path:
     output_dir = Path(args.output_dir)
     check_run(config)
     latent = args.vqvae is not None
+    if latent and args.streaming:
+        raise InputError("--vqvae caches the latents of all pictures, which --streaming is not for; leave one out")
     noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent)
     channels, size = image_channels(args), image_size(args)
     vqvae = load_vqvae(args.vqvae, channels, size) if latent else None

@@ -18,9 +18,9 @@ def train(config: Config) -> Path:
     import torch
     from accelerate.utils import set_seed
 
-    from hwdiffusion.data import image_channels, image_size, load_data
+    from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
     from hwdiffusion.judge import TrainingJudge
-    from hwdiffusion.latents import LatentDataset, cached_latents, measure_scaling_factor
+    from hwdiffusion.latents import LatentDataset, cached_latents, encode_batches, measure_scaling_factor
     from hwdiffusion.models import (
         build_noise_scheduler,
         build_unet,
@@ -63,20 +63,29 @@ def train(config: Config) -> Path:
     trainer = Trainer(config, len(data.train))
     trainer.print(data.summary())
     vqvae.to(trainer.device).eval().requires_grad_(False)
-    if args.dry_run:
-        latents = LatentDataset(torch.randn(len(data.train), 1, *latent_shape(vqvae, size)), data.train.labels)
+    if args.streaming:  # too much to be cached: encoded in passing
+        dataset = data.train
+        measured = encode_batches(vqvae, data.train.spread_pictures(2000), args.random_flip)
+    elif args.dry_run:
+        measured = torch.randn(len(data.train), 1, *latent_shape(vqvae, size))
+        dataset = LatentDataset(measured, data.train.labels)
     else:
-        latents = cached_latents(vqvae, data.train, args.random_flip, output_dir / "latents.safetensors")
-    scaling_factor = measure_scaling_factor(latents.latents)
+        dataset = cached_latents(vqvae, data.train, args.random_flip, output_dir / "latents.safetensors")
+        measured = dataset.latents
+    scaling_factor = measure_scaling_factor(measured)
     vqvae.register_to_config(scaling_factor=scaling_factor)
 
-    def to_sample(latents, draws):  # (B, F, C, h, w), F = 2 with mirrored pictures
-        view = (draws.uniform("flip") * latents.shape[1]).long()
-        return latents[torch.arange(len(latents), device=latents.device), view] * scaling_factor
+    def to_sample(stored, draws):  # latents (B, F, C, h, w), F = 2 with mirrored pictures; or pictures (B, C, H, W)
+        if args.streaming:
+            chosen = draws.uniform("flip") < 0.5 * args.random_flip
+            with torch.no_grad():
+                return vqvae.encode(flip(to_model_range(stored), chosen)).latents.float() * scaling_factor
+        view = (draws.uniform("flip") * stored.shape[1]).long()
+        return stored[torch.arange(len(stored), device=stored.device), view] * scaling_factor
 
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
-    fit_unet(trainer, latents, to_sample, unet, noise_scheduler, vqvae, data, judge)
+    fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, judge)
     return output_dir
 
 

@@ -18,7 +18,6 @@ def train(config: Config, data=None) -> Path:
         config: of this script.
         data: the pictures, if they were loaded before.
     """
-    import numpy as np
     import torch
     import torch.nn.functional as F
     from accelerate.utils import set_seed
@@ -26,9 +25,9 @@ def train(config: Config, data=None) -> Path:
     from hwdiffusion import adversarial, figures
     from hwdiffusion.codebook import Codebook
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
-    from hwdiffusion.latents import centred
+    from hwdiffusion.latents import centred, encode_batches
     from hwdiffusion.models import build_vqvae
-    from hwdiffusion.randomness import Draws, epoch_order
+    from hwdiffusion.randomness import Draws
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
@@ -48,34 +47,27 @@ def train(config: Config, data=None) -> Path:
     vqvae.to(trainer.device)
     codebook = Codebook(vqvae, args.commitment_beta, trainer.accelerator.gather)
     trainer.add_state("codebook", codebook)
-    # the same pictures on every process, whatever the batch size
-    first = epoch_order(args.seed, 0, len(data.train))[:256]
+    first = data.train.starting_pictures(256, args.seed)
     with torch.no_grad():
-        latents = vqvae.encode(to_model_range(data.train[first][0].to(trainer.device))).latents
+        latents = vqvae.encode(to_model_range(first.to(trainer.device))).latents
     codebook.start(latents, Draws(args.seed, 0, torch.zeros(1, device=trainer.device)))
 
     vqvae = trainer.add_model("vqvae", vqvae, args.learning_rate)
     stock = trainer.unwrap("vqvae")
-    adversarial_start = round(args.discriminator_start * trainer.max_steps)
     if args.discriminator_weight > 0:
         discriminator = trainer.add_model(
             "discriminator",
             adversarial.PatchDiscriminator(channels, args.discriminator_channels, args.discriminator_layers),
             args.discriminator_learning_rate,
             ema=False,
-            steps=trainer.max_steps - adversarial_start,
+            starts_at=args.discriminator_start,
         )
         frozen = trainer.unwrap("discriminator")  # the generator's turn: no gradients to gather from it
 
     def save(folder: Path):
         # some 2,000 pictures tell mean and deviation of the latents to a percent
-        measured = np.arange(0, len(data.train), max(1, len(data.train) // 2000))
-        latents = []
-        for places in np.array_split(measured, -(-len(measured) // 256)):
-            images = to_model_range(data.train[places][0].to(trainer.device))
-            views = [images, images.flip(-1)] if args.random_flip else [images]
-            latents.append(torch.stack([stock.encode(view).latents for view in views], dim=1))  # (B, F, C, h, w)
-        centred(stock, torch.cat(latents)).save_pretrained(folder)
+        pictures = data.train.spread_pictures(2000)
+        centred(stock, encode_batches(stock, pictures, args.random_flip)).save_pretrained(folder)
 
     def preview():
         images, _ = data.validation[range(min(16, len(data.validation)))]
@@ -97,7 +89,7 @@ def train(config: Config, data=None) -> Path:
             trainer.log(perceptual_loss=perceptual)
         loss = reconstruction_loss + args.codebook_weight * codebook_loss.float()
 
-        if args.discriminator_weight > 0 and batch.step >= adversarial_start:
+        if args.discriminator_weight > 0 and batch.step >= trainer.step_at(args.discriminator_start):
             frozen.requires_grad_(False)
             generator_loss = adversarial.generator_loss(frozen(reconstruction))
             weight = args.discriminator_weight * adversarial.adaptive_weight(
@@ -117,7 +109,7 @@ def train(config: Config, data=None) -> Path:
         trainer.log(mse_loss=mse, codebook_loss=codebook_loss)
         if trainer.ends_interval(args.codebook_restart_steps):
             trainer.log(codebook_usage=codebook.usage(), codebook_perplexity=codebook.perplexity())
-            if batch.step < args.codebook_restart_until * trainer.max_steps:
+            if batch.step < trainer.step_at(args.codebook_restart_until):
                 average = trainer.average("vqvae", codebook.vectors)
                 codebook.restart(batch.draws, trainer.optimizer("vqvae"), average)
             codebook.reset()

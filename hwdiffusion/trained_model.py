@@ -1,0 +1,130 @@
+"""A model with what trains it: its optimizer, its learning-rate schedule, the average of its weights."""
+
+import copy
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+
+
+class TrainedModel:
+    """A model in training by AdamW.
+
+    Args:
+        accelerator: wraps the model and its optimizer.
+        model: on its device.
+        learning_rate: the highest.
+        args: the [`TrainingArguments`].
+        ema: keep an average of the weights.
+        starts_at: the part of the run after which its training starts; its learning-rate schedule spans the rest.
+    """
+
+    def __init__(self, accelerator: Accelerator, model, learning_rate: float, args, ema: bool, starts_at: float = 0.0):
+        self.accelerator, self.args = accelerator, args
+        self.learning_rate, self.starts_at = learning_rate, starts_at
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            weight_decay=args.adam_weight_decay,
+            fused=True,
+        )
+        self.ema: EMAModel | None = None
+        if ema:
+            self.ema = EMAModel(
+                model.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=args.ema_power, foreach=True
+            )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)  # wrapped for distributed training
+        self.lr_scheduler: Any = None
+        self.skipped = False  # whether the last update was left out, because it was not finite
+
+    @property
+    def stock(self) -> torch.nn.Module:
+        """The model itself, without what wraps it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def schedule(self, max_steps: int):
+        """Begin the learning-rate schedule of a run of so many steps."""
+        steps = max(1, max_steps - round(self.starts_at * max_steps))
+        for group in self.optimizer.param_groups:
+            group.pop("initial_lr", None)
+            group["lr"] = self.learning_rate
+        self.lr_scheduler = get_scheduler(
+            self.args.lr_scheduler,
+            self.optimizer.optimizer,
+            num_warmup_steps=min(self.args.lr_warmup_steps, steps // 2),
+            num_training_steps=steps,
+        )
+
+    def update(self, loss: torch.Tensor) -> torch.Tensor | None:
+        """Backward; on a step's last micro-batch clip the gradients, and step the optimizer and the schedule.
+
+        Returns:
+            The norm of the gradients before they are clipped, on a last micro-batch.
+        """
+        self.accelerator.backward(loss)
+        if not self.accelerator.sync_gradients:
+            return None
+        # of this optimizer only: another model's micro-batches may not be complete yet
+        self.accelerator.unscale_gradients(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        # with fp16 the gradient scaler leaves such steps out by itself
+        watched = self.args.skip_nonfinite_steps and self.accelerator.scaler is None
+        self.skipped = watched and not bool(torch.isfinite(norm))
+        if not self.skipped:
+            self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def average_of(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """What is kept as the average of a parameter, if anything is."""
+        if self.ema is None:
+            return None
+        pairs = zip(self.model.parameters(), self.ema.shadow_params)
+        return next(average for own, average in pairs if own is parameter)
+
+    def update_average(self):
+        if self.ema is not None:
+            self.ema.step(self.model.parameters())
+
+    def show_average(self):
+        """Evaluation mode, and the averaged weights in the place of the trained ones."""
+        self.model.eval()
+        if self.ema is not None:
+            self.ema.store(self.model.parameters())
+            self.ema.copy_to(self.model.parameters())
+
+    def hide_average(self):
+        if self.ema is not None:
+            self.ema.restore(self.model.parameters())
+        self.model.train()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.stock.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]):
+        """Take up a saved state, but keep the settings that the run has now."""
+        self.stock.load_state_dict(saved["model"])
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        base_lrs = self.lr_scheduler.base_lrs
+        self.lr_scheduler.load_state_dict({**saved["lr_scheduler"], "base_lrs": base_lrs})
+        lambdas = self.lr_scheduler.lr_lambdas
+        for group, now, base_lr, factor in zip(self.optimizer.param_groups, settings, base_lrs, lambdas):
+            group.update(now, lr=base_lr * factor(self.lr_scheduler.last_epoch))
+        if self.ema is not None and saved["ema"] is not None:
+            now = {key: getattr(self.ema, key) for key in ("decay", "power", "inv_gamma", "use_ema_warmup")}
+            self.ema.load_state_dict({**saved["ema"], **now})
+            self.ema.to(next(self.model.parameters()).device)
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of the present state, for `load_state_dict`."""
+        return copy.deepcopy(self.state_dict())

@@ -1,0 +1,441 @@
+"""Runs that are killed, stopped, continued, lengthened, or meet what they can't go on with."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from running import (
+    MAIN,
+    TINY_PRESET,
+    assert_identical,
+    command,
+    final_state,
+    kill_once_it_has,
+    losses,
+    signal_once,
+    write_preset,
+)
+from safetensors import SafetensorError
+
+from hwdiffusion.checkpoints import CHECKSUMS, STATE_FILE, find_checkpoints, flaw_of, write_checksums
+from hwdiffusion.failures import sentence_of
+from hwdiffusion.figures import read_metrics
+from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.randomness import BatchOrder
+from hwdiffusion.train_scripts import train_ddpm, train_ldm, train_vqgan
+
+
+# -- killed and continued ---------------------------------------------------------------------------------------------
+
+
+def assert_same_run(ours, theirs):
+    """Bit for bit: raw and averaged weights, optimizers, schedules, every logged figure, what is saved."""
+    assert_identical(final_state(ours), final_state(theirs))
+    assert losses(ours / "metrics.jsonl") == losses(theirs / "metrics.jsonl")
+    weights = [path.relative_to(theirs) for path in theirs.rglob("*.safetensors")]
+    assert weights and all((ours / path).read_bytes() == (theirs / path).read_bytes() for path in weights)
+
+
+@pytest.mark.parametrize("script", sorted(MAIN))
+def test_a_run_killed_twice_ends_bit_identical_to_an_unbroken_one(script, preset, tmp_path):
+    """SIGKILL in the middle of an epoch (100 pictures, 32 a step): at a random moment, then while a checkpoint is
+    written; each time the same command again."""
+    options = ["--preset", preset, "--gradient_accumulation_steps", "2"]
+    options += ["--unet.dropout", "0.1"] if script == "train_ddpm" else []
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    argv = command(script, *options, "--output_dir", broken)
+    code, said = signal_once((broken / "checkpoint-8").exists, argv, then_wait=random.uniform(0, 0.1))
+    assert code == -signal.SIGKILL, said
+    reached = find_checkpoints(broken)[0]
+    assert len(read_metrics(broken / "metrics.jsonl")) < 40
+    code, said = signal_once(lambda: any(broken.glob("checkpoint-*.part")), argv)
+    assert code == -signal.SIGKILL, said
+    assert find_checkpoints(broken)[0].name in (reached.name, "checkpoint-16", "checkpoint-20", "checkpoint-24")
+
+    assert MAIN[script]([*options, "--output_dir", str(broken)]) == 0
+    assert MAIN[script]([*options, "--output_dir", str(whole)]) == 0
+    assert_same_run(broken, whole)
+    assert not list(broken.rglob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_vqgan", "train_ldm", "train_ddpm"])
+def test_a_run_killed_ten_times_ends_bit_identical_to_an_unbroken_one(script, tmp_path):
+    """SIGKILL at random moments, every third time while a checkpoint is written; both stages of a latent diffusion."""
+    preset = {**TINY_PRESET, "max_train_steps": 240, "checkpointing_steps": 6, "gradient_accumulation_steps": 2}
+    preset["train_vqgan"] = {**TINY_PRESET["train_vqgan"], "max_train_steps": 120}
+    options = ["--preset", write_preset(tmp_path / "long.yaml", preset)]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    argv = command(script, *options, "--output_dir", broken)
+    moments = random.Random(script)
+
+    def checkpoints() -> set:
+        return {path for path in broken.rglob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()}
+
+    for kill in range(10):
+        before, more = checkpoints(), moments.randint(1, 3)
+
+        def ready() -> bool:
+            if kill % 3 == 2:  # noqa: B023
+                return bool(checkpoints() - before) and any(broken.rglob("checkpoint-*.part"))  # noqa: B023
+            return len(checkpoints() - before) >= min(more, 2)  # noqa: B023
+
+        code, said = signal_once(ready, argv, then_wait=0 if kill % 3 == 2 else moments.uniform(0, 0.3))
+        assert code == -signal.SIGKILL, f"kill {kill}: the run was over: {said}"
+    assert MAIN[script]([*options, "--output_dir", str(broken)]) == 0
+    assert MAIN[script]([*options, "--output_dir", str(whole)]) == 0
+    assert_same_run(broken, whole)
+    if script == "train_ldm":
+        assert_same_run(broken / "first-stage", whole / "first-stage")
+
+
+def test_a_run_killed_in_its_first_stage_continues(preset, tmp_path):
+    run = tmp_path / "run"
+    kill_once_it_has(
+        run / "first-stage" / "checkpoint-8", command("train_ldm", "--preset", preset, "--output_dir", run)
+    )
+    assert train_ldm.main(["--preset", preset, "--output_dir", str(run)]) == 0
+    assert ClassConditionalPipeline.from_pretrained(run).vqvae is not None
+
+
+def test_a_finished_run_started_again_changes_nothing(preset, tmp_path):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "4"]
+    assert train_ddpm.main(argv) == 0
+    files = [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".safetensors", ".pt", ".jsonl")]
+    before = {path: path.read_bytes() for path in files}
+    assert train_ddpm.main(argv) == 0
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_going_back_to_an_older_checkpoint_leaves_the_abandoned_course(preset, tmp_path):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--checkpoints_total_limit", "9", "--max_train_steps"]
+    assert train_ddpm.main([*argv, "12"]) == 0
+    argv = [*argv, "8", "--resume_from_checkpoint"]
+    assert train_ddpm.main([*argv, str(run / "checkpoint-4")]) == 0
+    assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == list(range(1, 9))
+
+
+def test_a_checkpoint_of_another_batch_script_or_model_is_refused(preset, tmp_path, capsys):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "4"]
+    assert train_ddpm.main(argv) == 0
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    state = torch.load(checkpoint / STATE_FILE, weights_only=True)
+    torch.save({**state, "step_size": 32}, checkpoint / STATE_FILE)  # as two processes leave it
+    write_checksums(checkpoint)
+    assert train_ddpm.main(argv) == 2
+    assert "32 pictures a step over all processes, but now there are 16" in capsys.readouterr().err
+    torch.save(state, checkpoint / STATE_FILE)
+    write_checksums(checkpoint)
+    checkpoint = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4")]
+    other = ["--preset", preset, "--output_dir", str(tmp_path / "other"), "--max_train_steps", "4", *checkpoint]
+    assert train_vqgan.main(other) == 2
+    assert "is a checkpoint of train_ddpm, not of train_vqgan" in capsys.readouterr().err
+    assert train_ddpm.main([*other, "--unet.block_out_channels", "[16, 16]"]) == 2
+    assert "is of another model than this run's unet" in capsys.readouterr().err
+
+
+def test_latest_on_a_new_folder_starts_a_run(preset, tmp_path):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2"]
+    assert train_ddpm.main([*argv, "--resume_from_checkpoint", "latest"]) == 0
+
+
+def test_a_run_with_other_settings_is_refused_and_continued_on_demand(preset, tmp_path, capsys):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run")]
+    assert train_ddpm.main([*argv, "--max_train_steps", "4"]) == 0
+    longer = [*argv, "--max_train_steps", "8", "--learning_rate", "5e-4"]
+    assert train_ddpm.main(longer) == 2
+    said = capsys.readouterr().err
+    assert "max_train_steps" in said and "learning_rate" in said and "--overwrite_output_dir" in said
+    assert train_ddpm.main([*longer, "--adam_beta2", "0.9", "--resume_from_checkpoint", "latest"]) == 0
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 8
+    part = final_state(tmp_path / "run")["models"]["unet"]
+    (group,) = part["optimizer"]["param_groups"]
+    assert group["initial_lr"] == 5e-4 and group["betas"] == (0.9, 0.9) and part["lr_scheduler"]["base_lrs"] == [5e-4]
+    keepsake = tmp_path / "run" / "notes.txt"
+    keepsake.write_text("mine")
+    assert train_ddpm.main([*argv, "--max_train_steps", "2", "--overwrite_output_dir"]) == 0
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert keepsake.exists() and not (tmp_path / "run" / "checkpoint-8").exists()
+
+
+# -- told to stop -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_and_the_same_command_continues(number, tmp_path):
+    preset = write_preset(tmp_path / "p.yaml", {**TINY_PRESET, "max_train_steps": 80, "checkpointing_steps": 79})
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    options = ["--preset", preset, "--logging_steps", "1", "--output_dir"]
+    argv = command("train_ddpm", *options, run)
+    code, said = signal_once((run / "metrics.jsonl").exists, argv, number, then_wait=0.1)
+    assert code == 128 + number and "Traceback" not in said
+    (checkpoint,) = find_checkpoints(run)
+    step = int(checkpoint.name.split("-")[1])
+    assert 0 < step < 79 and [line["step"] for line in losses(run / "metrics.jsonl")] == list(range(1, step + 1))
+    assert f"stopped by {number.name} after step {step} of 80" in said and str(checkpoint) in said
+    assert len(ClassConditionalPipeline.from_pretrained(checkpoint)(labels=[3]).images) == 1
+    assert train_ddpm.main([*options, str(run)]) == 0
+    assert train_ddpm.main([*options, str(whole)]) == 0
+    assert_identical(final_state(run), final_state(whole))
+    assert losses(run / "metrics.jsonl") == losses(whole / "metrics.jsonl")
+
+
+def test_a_signal_in_the_first_stage_does_not_start_the_second(tmp_path):
+    stages = {**TINY_PRESET, "train_vqgan": {**TINY_PRESET["train_vqgan"], "max_train_steps": 300}}
+    run = tmp_path / "run"
+    argv = command("train_ldm", "--preset", write_preset(tmp_path / "p.yaml", stages), "--output_dir", run)
+    code, said = signal_once((run / "first-stage" / "checkpoint-4").exists, argv, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM and "stopped by SIGTERM" in said
+    assert not (run / "latents.safetensors").exists() and not find_checkpoints(run)
+
+
+def test_a_second_signal_stops_at_once():
+    program = (
+        "import os, signal, time\n"
+        "from hwdiffusion.interruption import Interruption\n"
+        "with Interruption() as interruption:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"  # a launcher passes on what the terminal has sent already
+        "    assert interruption.agreed() == signal.SIGINT\n"
+        "    time.sleep(1.2)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(1)\n"
+        "    print('alive')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and "alive" not in done.stdout, done.stderr
+    assert "once more stops at once" in done.stderr
+
+
+# -- broken checkpoints -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["truncated weights", "no optimizer", "one flipped bit", "half a checkpoint"])
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before(kind, preset, tmp_path):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--max_train_steps", "12"]
+    assert train_ddpm.main(argv) == 0
+    expected, expected_losses = final_state(run), losses(run / "metrics.jsonl")
+    newest = run / "checkpoint-12"
+    weights = newest / "unet" / "diffusion_pytorch_model.safetensors"
+    if kind == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "no optimizer":
+        (newest / STATE_FILE).unlink()
+    elif kind == "one flipped bit":
+        content = bytearray((newest / STATE_FILE).read_bytes())
+        content[len(content) // 2] ^= 1
+        (newest / STATE_FILE).write_bytes(content)
+    else:  # as a copy that was broken off leaves it
+        (newest / CHECKSUMS).unlink()
+    with pytest.warns(UserWarning, match="checkpoint-12 is broken .*; going back to the one before"):
+        assert train_ddpm.main(argv) == 0
+    assert flaw_of(newest) is None
+    assert_identical(final_state(run), expected)
+    assert losses(run / "metrics.jsonl") == expected_losses
+
+
+def test_a_run_whose_checkpoints_are_all_broken_is_not_started_anew_unasked(preset, tmp_path, capsys):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--max_train_steps", "8"]
+    assert train_ddpm.main(argv) == 0
+    for checkpoint in find_checkpoints(run):
+        (checkpoint / STATE_FILE).write_bytes(b"")
+    with pytest.warns(UserWarning, match="is broken"):
+        assert train_ddpm.main(argv) == 2
+    assert "every checkpoint" in capsys.readouterr().err
+    assert train_ddpm.main([*argv, "--resume_from_checkpoint", str(run / "checkpoint-8")]) == 2
+    assert "is broken (training_state.pt has 0 bytes instead of" in capsys.readouterr().err
+    assert train_ddpm.main([*argv, "--overwrite_output_dir"]) == 0
+
+
+def test_half_a_checkpoint_is_not_taken(preset, tmp_path):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "8"]
+    assert train_ddpm.main(argv) == 0
+    expected = final_state(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoint-8"
+    newest.rename(tmp_path / "run" / "checkpoint-8.part")  # as a kill during the writing leaves it
+    assert train_ddpm.main(argv) == 0
+    assert_identical(final_state(tmp_path / "run"), expected)
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+# -- disks and memory -------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_what_to_do(preset, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--max_train_steps", "12", "--checkpoints_total_limit", "1"]
+    save = torch.save
+
+    def full(state, file):
+        if state["step"] == 8:
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run))
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    assert train_ddpm.main(argv) == 1
+    said = capsys.readouterr().err
+    assert "no space is left on the device; free some, or lower --checkpoints_total_limit" in said
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]  # and the half one gave its space back
+    assert len(ClassConditionalPipeline.from_pretrained(run / "checkpoint-4")(labels=[3]).images) == 1
+    monkeypatch.undo()
+    assert train_ddpm.main(argv) == 0
+    assert train_ddpm.main([*argv[:2], "--output_dir", str(tmp_path / "whole"), *argv[4:]]) == 0
+    assert_same_run(run, tmp_path / "whole")
+
+
+def test_what_libraries_raise_on_a_full_disk_is_understood():
+    class Full:
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises((OSError, RuntimeError)) as raised:  # torch reports its writer's state, after the cause
+        torch.save(torch.zeros(10**6), Full())
+    assert "no space is left on the device" in sentence_of(raised.value)
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert "no space is left on the device" in sentence_of(error)
+
+
+def test_only_what_is_known_is_put_into_a_sentence():
+    assert "permission is denied" in sentence_of(PermissionError(errno.EACCES, "denied", "runs/a"))
+    assert "halve --train_batch_size" in sentence_of(torch.OutOfMemoryError("CUDA out of memory"))
+    assert sentence_of(ValueError("a mistake in the program")) is None
+    assert sentence_of(FileNotFoundError(errno.ENOENT, "gone", "a")) is None
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(preset, tmp_path, capsys, monkeypatch):
+    def refuse(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("hwdiffusion.run_folder.tempfile.TemporaryFile", refuse)
+    assert train_ddpm.main(["--preset", preset, "--output_dir", str(tmp_path / "run")]) == 2
+    assert "can't be written to (Read-only file system)" in capsys.readouterr().err
+
+
+# -- numbers that are none --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken_step(monkeypatch):
+    """The loss of step 7 is not a number."""
+    from hwdiffusion import objectives
+
+    original, calls = objectives.diffusion_loss, []
+
+    def loss(*args):
+        calls.append(args)
+        return original(*args) * (float("nan") if len(calls) == 7 else 1)
+
+    monkeypatch.setattr(objectives, "diffusion_loss", loss)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_anything_is_saved_of_it(
+    broken_step, preset, tmp_path, capsys, monkeypatch
+):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--max_train_steps", "12"]
+    assert train_ddpm.main(argv) == 1
+    said = capsys.readouterr().err
+    pictures = BatchOrder(0, 100, 0, 16).of_step(6)
+    assert f"is nan at step 7, on the training pictures {', '.join(map(str, pictures))};" in said
+    assert f"the last good checkpoint is {run / 'checkpoint-4'};" in said and "--skip_nonfinite_steps" in said
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert len(read_metrics(run / "metrics.jsonl")) == 4
+    monkeypatch.undo()
+    assert train_ddpm.main(argv) == 0  # and goes on from there
+
+
+def test_steps_that_are_no_numbers_are_left_out_and_counted_where_asked_for(broken_step, preset, tmp_path, capsys):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--max_train_steps", "12", "--skip_nonfinite_steps", "true"]
+    assert train_ddpm.main(argv) == 0
+    assert "1 of 12 steps were skipped" in capsys.readouterr().out
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines if "skipped" in line] == [7] and "loss" not in lines[6]
+    state = final_state(run)["models"]["unet"]
+    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+    assert {int(entry["step"]) for entry in state["optimizer"]["state"].values()} == {11}
+
+
+def test_every_step_tells_its_gradient_norm_and_learning_rate_and_some_the_speed_and_the_memory(preset, tmp_path):
+    argv = ["--preset", preset, "--max_train_steps", "12", "--logging_steps", "5"]
+    assert train_vqgan.main([*argv, "--output_dir", str(tmp_path / "run")]) == 0
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert all(line["gradient_norm"] > 0 and 0 <= line["learning_rate"] <= 1e-3 for line in lines)
+    assert [line["step"] for line in lines if "images_per_second" in line] == [4, 5, 8, 10, 12]
+    assert all(0.1 < line["peak_memory_gb"] < 100 for line in lines if "images_per_second" in line)
+    adversarial = [line for line in lines if "adaptive_weight" in line]
+    assert [line["step"] for line in adversarial] == list(range(3, 13))
+    assert all(line["discriminator_gradient_norm"] > 0 for line in adversarial)
+    assert [line["step"] for line in lines if "codebook_usage" in line] == [3, 6, 9, 12]
+
+
+# -- how long ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_constant_learning_rate_is_lengthened_by_the_same_command_with_more_steps(preset, tmp_path):
+    argv = ["--preset", preset, "--lr_scheduler", "constant", "--output_dir"]
+    assert train_ddpm.main([*argv, str(tmp_path / "run"), "--max_train_steps", "6"]) == 0
+    assert train_ddpm.main([*argv, str(tmp_path / "run"), "--max_train_steps", "10"]) == 0
+    assert train_ddpm.main([*argv, str(tmp_path / "whole"), "--max_train_steps", "10"]) == 0
+    ours, theirs = final_state(tmp_path / "run"), final_state(tmp_path / "whole")
+    assert_identical(ours, theirs)
+    assert losses(tmp_path / "run" / "metrics.jsonl") == losses(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_another_end_is_refused_where_the_schedule_depends_on_it_and_stretches_it_on_demand(preset, tmp_path, capsys):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--lr_warmup_steps", "2", "--max_train_steps"]
+    assert train_ddpm.main([*argv, "8"]) == 0
+    assert train_ddpm.main([*argv, "16"]) == 2
+    said = capsys.readouterr().err
+    assert "(max_train_steps); its linear learning-rate schedule spans the whole run" in said
+    assert "--resume_from_checkpoint latest" in said
+    assert train_ddpm.main([*argv, "16", "--resume_from_checkpoint", "latest"]) == 0
+    said = capsys.readouterr().out
+    assert "the run now ends at step 16 instead of 8" in said
+    assert "goes on from 0.000571, where the shorter one had come to 0" in said
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    np.testing.assert_allclose(rates[8:], [1e-3 * (16 - step) / 14 for step in range(8, 16)])
+    assert train_ddpm.main([*argv, "12", "--resume_from_checkpoint", "latest"]) == 2
+    assert "has done more than --max_train_steps 12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["train_vqgan", "train_ddpm"])
+def test_a_time_budget_is_turned_into_steps_once_and_leaves_no_trace_of_the_measurement(script, preset, tmp_path):
+    options = ["--preset", preset, "--checkpointing_steps", "2"]
+    timed = [*options, "--output_dir", str(tmp_path / "timed"), "--max_train_seconds"]
+    began = time.monotonic()
+    assert MAIN[script]([*timed, "3"]) == 0
+    assert time.monotonic() - began < 60
+    steps = final_state(tmp_path / "timed")["max_steps"]
+    assert steps > 5
+    newest = find_checkpoints(tmp_path / "timed")[0]
+    (newest / STATE_FILE).unlink()  # as if it had been killed before its end
+    with pytest.warns(UserWarning, match="is broken"):
+        assert MAIN[script]([*timed, "3"]) == 0
+    assert final_state(tmp_path / "timed")["max_steps"] == steps
+
+    assert MAIN[script]([*options, "--output_dir", str(tmp_path / "counted"), "--max_train_steps", str(steps)]) == 0
+    assert_identical(final_state(tmp_path / "timed")["models"], final_state(tmp_path / "counted")["models"])
+
+
+def test_a_longer_time_budget_lengthens_by_the_frozen_steps(preset, tmp_path, capsys):
+    timed = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_seconds"]
+    assert train_ddpm.main([*timed, "2"]) == 0
+    steps = final_state(tmp_path / "run")["max_steps"]
+    assert train_ddpm.main([*timed, "3"]) == 2
+    assert "max_train_seconds" in capsys.readouterr().err
+    assert train_ddpm.main([*timed, "3", "--resume_from_checkpoint", "latest"]) == 0
+    assert final_state(tmp_path / "run")["max_steps"] == round(steps * 1.5)
