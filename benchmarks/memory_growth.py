@@ -20,8 +20,7 @@ import psutil
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train_scripts" / "train_ddpm.py"
 UNET = {"block_out_channels": [8, 16], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2,
-        "layers_per_block": 1, "norm_num_groups": 4, "mid_block_type": "UNetMidBlock2D",
-        "attention_head_dim": 8, "class_embed_type": None}  # fmt: skip
+        "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8}  # fmt: skip
 
 
 def memory_of(process: psutil.Process) -> float:
@@ -45,16 +44,13 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        argv = [sys.executable, str(SCRIPT), "--preset", "mnist-ddpm", "--output_dir", str(run), "--train_data_dir"]
+        argv = [sys.executable, str(SCRIPT), "--preset", "mnist-unconditional", "--output_dir", str(run), "--train_data_dir"]
         argv += [options.train_data_dir, "--image_memory_gb", "0", "--max_train_steps", str(options.steps)]
         argv += ["--resolution", str(options.resolution), "--train_batch_size", str(options.batch_size)]
-        argv += ["--image_mode", "RGB", "--logging_steps", "1", "--checkpointing_steps", str(options.steps)]
-        argv += ["--guidance_scale", "1", "--num_inference_steps", "2"]
+        argv += ["--logging_steps", "1", "--checkpointing_steps", str(options.steps), "--num_inference_steps", "2"]
         argv += ["--streaming"] if options.streaming else []
         for key, value in UNET.items():
             argv += [f"--unet.{key}", json.dumps(value)]
-        for key in ("cross_attention_dim", "encoder_hid_dim_type"):
-            argv += [f"--unet.{key}", "null"]
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
         metrics, measured = run / "metrics.jsonl", []
         while process.poll() is None:

@@ -288,7 +288,8 @@ def exit_code(name: str, work) -> int:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"{name}: {stop}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes stop; one says so
+            print(f"{name}: {stop}", file=sys.stderr)
         return 128 + stop.signal_number
     except KeyboardInterrupt:
         print(f"{name}: stopped; what was saved before is whole", file=sys.stderr)

@@ -38,7 +38,8 @@ class Interruption:
         if not self.signal_number:
             self.signal_number, self._noted_at = number, time.monotonic()
             text = f"\n{signal.Signals(number).name}: saving after this step; once more stops at once\n"
-            os.write(2, text.encode())  # print may be what was interrupted
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, text.encode())  # print may be what was interrupted
         elif time.monotonic() - self._noted_at > _SAME_SIGNAL_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -34,6 +34,7 @@ def check_run(config: Config):
     """
     folder, args = Path(config.args.output_dir), config.args
     check_processes()
+    _check_strategy()
     processes = current_processes()
     if args.mixed_precision == "fp16" and processes.device.type == "cpu":
         raise InputError("--mixed_precision fp16 needs a GPU; use no or bf16")
@@ -165,6 +166,18 @@ def check_processes():
             f"{launched} processes were launched, but they don't know of each other; on CPUs launch with "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
         )
+
+
+def _check_strategy():
+    strategies = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+                  "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}  # fmt: skip
+    for variable, name in strategies.items():
+        if parse_flag_from_env(variable):
+            raise InputError(
+                f"launched with {name}, which cuts a model in pieces, but checkpoints are made of whole models; launch "
+                "with --multi_gpu, and where memory is short lower --train_batch_size and raise "
+                "--gradient_accumulation_steps, or give --mixed_precision bf16"
+            )
 
 
 def use_all_cores(device: torch.device):

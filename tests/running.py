@@ -75,13 +75,15 @@ def assert_identical(ours, theirs, where="state"):
         assert ours == theirs, where
 
 
-def signal_once(ready, argv: list[str], number: int = signal.SIGKILL, then_wait: float = 0.0) -> tuple[int, str]:
+def signal_once(
+    ready, argv: list[str], number: int = signal.SIGKILL, then_wait: float = 0.0, env: dict | None = None
+) -> tuple[int, str]:
     """Start a run in a process of its own, and send it a signal as soon as `ready()`, or some seconds later.
 
     Returns:
         Its exit code and what it said on stderr.
     """
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
     deadline = time.monotonic() + 240
     while not ready():
         assert process.poll() is None, process.stderr.read()

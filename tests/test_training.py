@@ -1,6 +1,8 @@
 """The training scripts through their command lines: what they leave, how processes share a batch."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,13 +13,15 @@ import yaml
 from conftest import PROJECTION, TINY_UNET, TOKENS
 from diffusers import VQModel
 from PIL import Image
-from running import MAIN, ROOT, TINY_PRESET, assert_identical, command, curves, final_state, write_preset
+from running import MAIN, ROOT, TINY_PRESET, assert_identical, command, curves, final_state, signal_once, write_preset
 from test_pipelines import run_without_the_package
 from transformers import ResNetConfig, ResNetModel
 
+from hwdiffusion import cli
+from hwdiffusion.checkpoints import find_checkpoints, flaw_of
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.pipelines import ClassConditionalPipeline
-from hwdiffusion.train_scripts import train_ddpm, train_ldm, train_vqgan
+from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm, train_vqgan
 
 
 # -- what a run leaves ------------------------------------------------------------------------------------------------
@@ -178,6 +182,51 @@ def test_the_card_tells_how_to_load_the_pipeline_and_no_path(preset, tmp_path, m
     assert len(list(run.glob("pipeline_*.py"))) == 1 and not any("checkpoint" in str(path) for path in sent)
 
 
+def odd_picture(index: int) -> bytes:
+    """A picture of a mode that isn't simply RGB: palette, with alpha, CMYK, 16-bit gray, turned by its EXIF."""
+    values = np.random.default_rng(index).integers(0, 255, (20, 30, 4), dtype=np.uint8)
+    kind, options = index % 5, {}
+    if kind == 0:
+        image, suffix = Image.fromarray(values[..., :3]).quantize(16), "png"
+    elif kind == 1:
+        image, suffix = Image.fromarray(values, "RGBA"), "png"
+    elif kind == 2:
+        image, suffix = Image.fromarray(values, "CMYK"), "jpeg"
+    elif kind == 3:
+        image, suffix = Image.fromarray(values[..., 0].astype(np.uint16) * 257), "png"
+    else:
+        image, suffix = Image.fromarray(values[..., :3]), "jpeg"
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options = {"exif": exif}
+    buffer = io.BytesIO()
+    image.save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+def test_odd_pictures_pass_every_stage_at_a_resolution_that_is_no_square(tmp_path, capsys):
+    """Classifier, both stages with an evaluation in between, samples, evaluation; one picture in a hundred is bad."""
+    for index in range(100):
+        path = tmp_path / "pictures" / "ab"[index // 5 % 2] / f"{index}.{'jpg' if index % 5 in (2, 4) else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(odd_picture(index)[: 30 if index == 50 else None])
+    preset = write_preset(tmp_path / "p.yaml", {**TINY_PRESET, "max_train_samples": None, "max_train_steps": 4})
+    argv = ["--preset", preset, "--train_data_dir", str(tmp_path / "pictures"), "--resolution", "16", "24"]
+    argv += ["--image_mode", "RGB", "--skip_bad_images"]
+    judge, run = str(tmp_path / "judge"), str(tmp_path / "run")
+    small = {"validation_fraction": "0.4"}
+    argv += [word for key, value in small.items() for word in (f"--{key}", value)]
+    assert train_classifier.main([*argv, "--output_dir", judge]) == 0
+    assert "skipped 1 unreadable picture" in capsys.readouterr().out
+    judging = ["--evaluation_steps", "2", "--evaluation_classifier", judge, "--evaluation_samples", "30"]
+    assert train_ldm.main([*argv, "--output_dir", run, *judging]) == 0
+    assert ClassConditionalPipeline.from_pretrained(run)(labels=["b"]).images[0].size == (24, 16)
+    assert "eval_frechet_distance" in read_metrics(tmp_path / "run" / "metrics.jsonl")[1]
+    evaluation = ["evaluate", run, "--num_samples", "30", "--classifier", judge, "--skip_bad_images"]
+    assert cli.main(evaluation) == 0
+    assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
 # -- a batch shared by micro-batches and processes --------------------------------------------------------------------
 
 
@@ -193,15 +242,19 @@ def test_accumulated_micro_batches_train_as_one_batch(script, preset, tmp_path):
     np.testing.assert_allclose(one, two, rtol=2e-3)
 
 
+# the plain `--num_processes 2 --cpu` would silently run one
+LAUNCH_TWO = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--main_process_port", "0"]  # fmt: skip
+
+
 def test_two_processes_train_as_one_with_the_same_global_batch(preset, tmp_path):
-    """Both stages with two real processes; the plain `--num_processes 2 --cpu` would silently run one."""
+    """Both stages with two real processes."""
     options = ["--preset", preset, "--train_vqgan.max_train_steps", "12", "--max_train_steps", "12"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     two = [str(ROOT / "train_scripts" / "train_ldm.py"), *options, "--output_dir", str(tmp_path / "two")]
     two += ["--train_batch_size", "8", "--train_vqgan.train_batch_size", "8"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launch, *two], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*LAUNCH_TWO, *two], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "train_vqgan: 12 steps of 16 pictures on 2 processes" in done.stdout
     assert "train_ldm: 12 steps of 16 pictures on 2 processes" in done.stdout
@@ -212,7 +265,24 @@ def test_two_processes_train_as_one_with_the_same_global_batch(preset, tmp_path)
         one, two = (curves(tmp_path / name / stage / "metrics.jsonl") for name in ("one", "two"))
         assert len(one) == 12
         np.testing.assert_allclose(one, two, rtol=tolerance)
-    assert len(ClassConditionalPipeline.from_pretrained(tmp_path / "two")(labels=[3, 7]).images) == 2
+    # the averaged weights too, and the grid, of which each process has drawn its share
+    weights = [ClassConditionalPipeline.from_pretrained(tmp_path / name).unet for name in ("one", "two")]
+    for ours, theirs in zip(*(model.parameters() for model in weights)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=2e-4)
+    one, two = (np.asarray(Image.open(tmp_path / name / "samples.png")).astype(float) for name in ("one", "two"))
+    assert one.shape == two.shape and np.abs(one - two).mean() < 3
+
+
+def test_two_processes_told_to_stop_save_together_and_stop(preset, tmp_path):
+    run = tmp_path / "run"
+    script = [str(ROOT / "train_scripts" / "train_ddpm.py"), "--preset", preset, "--output_dir", str(run)]
+    argv = [*LAUNCH_TWO, *script, "--train_batch_size", "8", "--max_train_steps", "5000", "--logging_steps", "1"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    launched = (run / "checkpoint-4").exists
+    code, said = signal_once(launched, argv, signal.SIGTERM, then_wait=0.5, env=environment)
+    assert code != 0 and said.count("stopped by SIGTERM after step") == 1
+    newest = find_checkpoints(run)[0]
+    assert flaw_of(newest) is None and f"{newest} is saved" in said
 
 
 # -- from another folder, from a wheel --------------------------------------------------------------------------------
