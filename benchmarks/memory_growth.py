@@ -44,8 +44,15 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        argv = [sys.executable, str(SCRIPT), "--preset", "mnist-unconditional", "--output_dir", str(run), "--train_data_dir"]
-        argv += [options.train_data_dir, "--image_memory_gb", "0", "--max_train_steps", str(options.steps)]
+        argv = [sys.executable, str(SCRIPT), "--preset", "mnist-unconditional", "--output_dir", str(run)]
+        argv += [
+            "--train_data_dir",
+            options.train_data_dir,
+            "--image_memory_gb",
+            "0",
+            "--max_train_steps",
+            str(options.steps),
+        ]
         argv += ["--resolution", str(options.resolution), "--train_batch_size", str(options.batch_size)]
         argv += ["--logging_steps", "1", "--checkpointing_steps", str(options.steps), "--num_inference_steps", "2"]
         argv += ["--streaming"] if options.streaming else []

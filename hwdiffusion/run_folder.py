@@ -174,8 +174,8 @@ def _check_strategy():
     for variable, name in strategies.items():
         if parse_flag_from_env(variable):
             raise InputError(
-                f"launched with {name}, which cuts a model in pieces, but checkpoints are made of whole models; launch "
-                "with --multi_gpu, and where memory is short lower --train_batch_size and raise "
+                f"launched with {name}, which cuts a model in pieces, but checkpoints are made of whole models; "
+                "launch with --multi_gpu, and where memory is short lower --train_batch_size and raise "
                 "--gradient_accumulation_steps, or give --mixed_precision bf16"
             )
 
