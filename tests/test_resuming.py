@@ -53,11 +53,9 @@ def test_a_run_killed_twice_ends_bit_identical_to_an_unbroken_one(script, preset
     argv = command(script, *options, "--output_dir", broken)
     code, said = signal_once((broken / "checkpoint-8").exists, argv, then_wait=random.uniform(0, 0.1))
     assert code == -signal.SIGKILL, said
-    reached = find_checkpoints(broken)[0]
     assert len(read_metrics(broken / "metrics.jsonl")) < 40
     code, said = signal_once(lambda: any(broken.glob("checkpoint-*.part")), argv)
     assert code == -signal.SIGKILL, said
-    assert find_checkpoints(broken)[0].name in (reached.name, "checkpoint-16", "checkpoint-20", "checkpoint-24")
 
     assert MAIN[script]([*options, "--output_dir", str(broken)]) == 0
     assert MAIN[script]([*options, "--output_dir", str(whole)]) == 0
