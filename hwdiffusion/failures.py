@@ -5,13 +5,14 @@ import re
 import sys
 
 
+# What can only come of writing, and what may come of reading too.
 _DISK = {
-    errno.ENOSPC: "no space is left on the device; free some, or lower --checkpoints_total_limit",
-    errno.EDQUOT: "the disk quota is used up; free some space, or lower --checkpoints_total_limit",
-    errno.EROFS: "the file system is read-only; name another --output_dir",
-    errno.EACCES: "permission is denied; change the permissions, or name another --output_dir",
-    errno.EPERM: "the operation is not permitted; change the permissions, or name another --output_dir",
-    errno.EIO: "the device reports an input/output error; name an --output_dir on another one",
+    errno.ENOSPC: "{} can't be written: no space is left on the device; free some, or lower --checkpoints_total_limit",
+    errno.EDQUOT: "{} can't be written: the disk quota is used up; free space, or lower --checkpoints_total_limit",
+    errno.EROFS: "{} can't be written: the file system is read-only; name another --output_dir",
+    errno.EACCES: "permission is denied for {}; change its permissions, or name another",
+    errno.EPERM: "permission is denied for {}; change its permissions, or name another",
+    errno.EIO: "the device reports an input/output error at {}; see to it, or go on on another one",
 }
 _WHOLE = "what was saved before is whole, and the same command continues from the last checkpoint"
 
@@ -23,7 +24,8 @@ def sentence_of(error: BaseException) -> str | None:
         sentence = _of_disk(seen) or _of_memory(seen)
         if sentence is not None:
             return f"{sentence}; {_WHOLE}"
-        seen = seen.__cause__ or seen.__context__
+        # torch reports the state of its writer, and has the cause only as its context
+        seen = seen.__context__ if "inline_container" in str(seen) else seen.__cause__
     return None
 
 
@@ -35,7 +37,7 @@ def _of_disk(error: BaseException) -> str | None:
     if number not in _DISK:
         return None
     path = getattr(error, "filename", None)
-    return f"{path if path is not None else 'the output'} can't be written: {_DISK[number]}"
+    return _DISK[number].format("a file of the run" if path is None else path)
 
 
 def _of_memory(error: BaseException) -> str | None:

@@ -40,7 +40,7 @@ from hwdiffusion.checkpoints import (
     write_into,
 )
 from hwdiffusion.config import Config
-from hwdiffusion.interruption import Interruption, leave_signals_to_the_parent
+from hwdiffusion.interruption import Interruption, outlive_the_first_signal
 from hwdiffusion.randomness import BatchOrder, Draws
 from hwdiffusion.run_folder import use_all_cores
 from hwdiffusion.sources import few
@@ -239,8 +239,11 @@ class Trainer:
             disable=not self.is_main_process,
             mininterval=1.0,
         )
-        with Interruption() as interruption, contextlib.closing(progress):
+        with contextlib.ExitStack() as stack:
+            interruption = stack.enter_context(Interruption())
+            stack.callback(progress.close)
             loader = self._loader(dataset)
+            stack.callback(self._close, loader)
             self._log.clear()
             while self.step < self.max_steps:
                 yield from self._micro_batches(loader)
@@ -273,9 +276,15 @@ class Trainer:
             collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=leave_signals_to_the_parent,
+            worker_init_fn=outlive_the_first_signal,
         )
         return iter(loader)
+
+    def _close(self, loader: Iterator):
+        # not left to the garbage collector: any traceback that a library keeps would keep the workers alive
+        close = getattr(loader, "_shutdown_workers" if hasattr(loader, "_shutdown_workers") else "close", None)
+        if close is not None:
+            close()
 
     def _micro_batches(self, loader: Iterator) -> Iterator[Batch]:
         models = [trained.model for trained in self._models.values()]
@@ -377,6 +386,7 @@ class Trainer:
             yield from self._micro_batches(loader)
         self._synchronize()
         seconds = (time.perf_counter() - began) / (TRIAL_STEPS - WARM_UP_STEPS)
+        self._close(loader)
         for name, trained in self._models.items():
             trained.load_state_dict(models[name])
         for name, module in self._states.items():

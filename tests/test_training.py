@@ -1,6 +1,7 @@
 """The training scripts through their command lines: what they leave, how processes share a batch."""
 
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -144,6 +145,7 @@ def test_pictures_read_lazily_by_workers_train_as_those_in_memory(tmp_path):
         argv = ["--preset", preset, "--train_data_dir", str(tmp_path / "pictures"), "--image_memory_gb", gigabytes]
         assert train_ddpm.main([*argv, "--output_dir", str(tmp_path / name)]) == 0
     assert_identical(final_state(tmp_path / "lazy"), final_state(tmp_path / "memory"))
+    assert not multiprocessing.active_children()  # for which the process would wait at its end
 
 
 def test_bfloat16_trains_in_both_stages(preset, tmp_path):
