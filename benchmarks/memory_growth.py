@@ -4,7 +4,7 @@
 python benchmarks/memory_growth.py --train_data_dir PICTURES [--streaming] [--steps 2000]
 
 Trains a tiny pixel model in a process of its own, reading pictures lazily from files, or as a stream, and measures the
-memory of that process and of its workers (the proportional set size, in which shared pages count once) as it goes.
+memory of that process (all that is resident) and of its workers (what they have for themselves) as it goes.
 """
 
 import argparse
@@ -24,14 +24,8 @@ UNET = {"block_out_channels": [8, 16], "down_block_types": ["DownBlock2D"] * 2, 
 
 
 def memory_of(process: psutil.Process) -> float:
-    """Bytes of a process and its children."""
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        try:
-            total += one.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return total
+    """Bytes of a process, and what its children don't share."""
+    return process.memory_info().rss + sum(child.memory_full_info().uss for child in process.children(recursive=True))
 
 
 def main():

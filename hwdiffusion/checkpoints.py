@@ -56,24 +56,51 @@ def write_into(folder: Path, write: Callable[[Path], None], last: tuple[str, ...
         shutil.rmtree(part, ignore_errors=True)
 
 
+def write_file(path: Path, text: str):
+    """Write a text file beside and give it its name when it is whole."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def replace_folder(part: Path, final: Path):
-    """Give a finished folder its name; a kill in between leaves the old one or the new one, whole, under some name."""
+    """Give a finished folder its name; a kill in between leaves the old one as `.old`, for `clear_unfinished`."""
     old = final.with_name(final.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         os.replace(final, old)
     os.replace(part, final)
+    _sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_unfinished(folder: Path):
+    """Tidy up after a kill: what was being written goes, what was being replaced gets its name back."""
+    for old in folder.glob("*.old"):
+        final = old.with_suffix("")
+        if final.name == "best" or final.name.startswith(CHECKPOINT):
+            shutil.rmtree(old) if final.exists() else os.replace(old, final)
+    for pattern in (f"{CHECKPOINT}*.part", "best.part", "artefact.part", "unet.old", "vqvae.old", "scheduler.old"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
 
 
 def sync_to_disk(folder: Path):
     """Wait until all files of a folder are on the disk, so that its new name can't come before its content."""
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path)
+
+
+def _sync(path: Path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_checksums(checkpoint: Path):
@@ -82,10 +109,13 @@ def write_checksums(checkpoint: Path):
     (checkpoint / CHECKSUMS).write_text(json.dumps(noted, indent=1), encoding="utf-8")
 
 
-def delete_old_checkpoints(folder: Path, limit: int):
-    """Keep the newest `limit` checkpoints of a run folder."""
-    for old in find_checkpoints(folder)[limit:]:
-        shutil.rmtree(old)
+def delete_other_checkpoints(folder: Path, step: int, limit: int):
+    """Keep a whole new checkpoint and the newest before it, `limit` in all; later ones are of a course that the run
+    has left."""
+    found = find_checkpoints(folder)
+    later = [path for path in found if step_of(path) > step]
+    for path in later + found[len(later) + limit :]:
+        shutil.rmtree(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

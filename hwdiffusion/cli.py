@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=sorted(COMMANDS))
     command = parser.parse_args(argv[:1]).command
 
-    from hwdiffusion.config import exit_code
+    from hwdiffusion.failures import exit_code
 
     return exit_code(f"hwdiffusion {command}", lambda: COMMANDS[command](argv[1:]))
 

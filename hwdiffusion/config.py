@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from hwdiffusion import InputError, Interrupted, RunError
+from hwdiffusion import InputError
 from hwdiffusion.arguments import (
     CHUNK,
     EVALUATIONS,
@@ -34,7 +34,8 @@ from hwdiffusion.arguments import (
     TrainingArguments,
     VQGANArguments,
 )
-from hwdiffusion.failures import sentence_of
+from hwdiffusion.checkpoints import write_file
+from hwdiffusion.failures import exit_code
 
 
 MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler", "classifier")
@@ -74,9 +75,7 @@ class Config:
         return copy.deepcopy({"script": self.script, self.script: flags, **used, **self.other_scripts})
 
     def save(self, path: Path):
-        part = path.with_name(path.name + ".part")
-        part.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
-        os.replace(part, path)
+        write_file(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     def changes(self, saved: dict) -> list[str]:
         """The keys that alter the result and differ from those of a saved configuration."""
@@ -180,11 +179,12 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
         for settings in (preset, *scripts.values()):
             settings.pop(key, None)
     if given & set(LENGTHS):  # the user's takes the place of the preset's, whichever that gives
-        preset, scripts[script] = _without_lengths(preset), _without_lengths(scripts[script])
+        scripts[script] = _without_lengths(scripts[script])
 
     def flags_of(other: str, section: dict) -> dict:
         known_here = {item.name for item in fields(SCRIPTS[other])}
-        general = _without_lengths(preset) if set(section) & set(LENGTHS) else preset
+        of_its_own = set(section) | (given if other == script else set())
+        general = _without_lengths(preset) if of_its_own & set(LENGTHS) else preset
         return {**{key: value for key, value in general.items() if key in known_here}, **section}
 
     args = _parse(script, [*_as_argv(flags_of(script, scripts[script]), name), *flags])
@@ -277,34 +277,6 @@ def _chosen_preset(flags: list[str]) -> str:
 def run_script(script: str, train, argv: list[str] | None = None) -> int:
     """Parse, train, and return the exit code: 2 with one sentence where the input can't be used."""
     return exit_code(f"{script}.py", lambda: train(parse(script, argv)))
-
-
-def exit_code(name: str, work) -> int:
-    """Do the work of a command and return its exit code, with one sentence on what went wrong: 2 where the input can't
-    be used, 1 where the work can't go on, 128 and the signal's number where it was told to stop."""
-    try:
-        work()
-    except InputError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        if os.environ.get("RANK", "0") == "0":  # all processes stop; one says so
-            print(f"{name}: {stop}", file=sys.stderr)
-        return 128 + stop.signal_number
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; what was saved before is whole", file=sys.stderr)
-        return 130
-    except Exception as error:
-        sentence = str(error) if isinstance(error, RunError) else sentence_of(error)
-        if sentence is None:
-            raise
-        print(f"{name}: error: {sentence}", file=sys.stderr)
-        return 1
-    finally:
-        distributed = sys.modules.get("torch.distributed")  # not imported if the input was wrong
-        if distributed is not None and distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
-    return 0
 
 
 def _validate(args: TrainingArguments):

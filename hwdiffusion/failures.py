@@ -1,20 +1,54 @@
-"""What a run can fail of that is neither its input's nor its own fault, in a sentence: disk, permission, memory."""
+"""How a command ends: with which exit code, and with which sentence where it fails, of its input, disk or memory."""
 
 import errno
+import os
 import re
 import sys
+from collections.abc import Callable
+
+from hwdiffusion import InputError, Interrupted, RunError
 
 
 # What can only come of writing, and what may come of reading too.
 _DISK = {
-    errno.ENOSPC: "{} can't be written: no space is left on the device; free some, or lower --checkpoints_total_limit",
-    errno.EDQUOT: "{} can't be written: the disk quota is used up; free space, or lower --checkpoints_total_limit",
+    errno.ENOSPC: "{} can't be written: no space is left on the device; free some, or keep fewer checkpoints",
+    errno.EDQUOT: "{} can't be written: the disk quota is used up; free some, or keep fewer checkpoints",
     errno.EROFS: "{} can't be written: the file system is read-only; name another --output_dir",
     errno.EACCES: "permission is denied for {}; change its permissions, or name another",
     errno.EPERM: "permission is denied for {}; change its permissions, or name another",
     errno.EIO: "the device reports an input/output error at {}; see to it, or go on on another one",
 }
-_WHOLE = "what was saved before is whole, and the same command continues from the last checkpoint"
+_WHOLE = "what was saved before is whole, and can be continued from"
+
+
+def exit_code(name: str, work: Callable[[], object]) -> int:
+    """Do the work of a command and return its exit code, with one sentence on what went wrong: 2 where the input can't
+    be used, 1 where the work can't go on, 128 and the signal's number where it was told to stop."""
+    try:
+        work()
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        if os.environ.get("RANK", "0") == "0":  # all processes stop; one says so
+            print(f"{name}: {stop}", file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; what was saved before is whole", file=sys.stderr)
+        return 130
+    except Exception as error:
+        of_all_processes = isinstance(error, RunError)
+        sentence = str(error) if of_all_processes else sentence_of(error)
+        if sentence is None:
+            raise
+        if not of_all_processes or os.environ.get("RANK", "0") == "0":
+            print(f"{name}: error: {sentence}", file=sys.stderr)
+        return 1
+    finally:
+        distributed = sys.modules.get("torch.distributed")  # not imported if the input was wrong
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+    return 0
 
 
 def sentence_of(error: BaseException) -> str | None:

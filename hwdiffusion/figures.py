@@ -46,11 +46,13 @@ def sample_grid(pipeline, seed: int, rows: int = 10, columns: int = 8) -> Image.
     pipeline.set_progress_bar_config(disable=True)
     processes = PartialState()
     mine = range(count)[processes.process_index :: processes.num_processes]
-    drawn = pipeline(
-        labels=[place // columns for place in mine] if names else None,
-        num_images_per_prompt=1 if names else len(mine),
-        generator=[torch.Generator().manual_seed(seed + place) for place in mine],
-    ).images
+    drawn = []
+    if mine:  # of few pictures some of many processes have none
+        drawn = pipeline(
+            labels=[place // columns for place in mine] if names else None,
+            num_images_per_prompt=1 if names else len(mine),
+            generator=[torch.Generator().manual_seed(seed + place) for place in mine],
+        ).images
     pairs = list(zip(mine, drawn))
     if processes.num_processes > 1:
         pairs = sorted(gather_object(pairs), key=lambda pair: pair[0])

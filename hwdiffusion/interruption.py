@@ -11,7 +11,6 @@ import torch.distributed
 
 # Launchers pass a Ctrl-C on that the terminal has already sent to everybody: that is not a second one.
 _SAME_SIGNAL_SECONDS = 1.0
-_WORKER_SECONDS = 30
 
 
 class Interruption:
@@ -54,13 +53,7 @@ class Interruption:
         return int(number)
 
 
-def outlive_the_first_signal(_worker: int):
-    """For processes that read pictures: a signal to all must not end them before the one that they read for has
-    finished its step; a second one does, or half a minute."""
-
-    def note(_number, _frame):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.alarm(_WORKER_SECONDS)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, note)
+def leave_signals_to_the_parent(_worker: int):
+    """For processes that read pictures: the one that they read for ends them, when it has finished its step."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -10,11 +10,12 @@ import yaml
 from accelerate import PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import is_bf16_available, parse_flag_from_env
+from filelock import FileLock, Timeout
 from huggingface_hub import get_token
 
 from hwdiffusion import InputError
 from hwdiffusion.arguments import SCRIPTS, VQGANArguments
-from hwdiffusion.checkpoints import CHECKPOINT, STATE_FILE, checkpoint_to_resume, step_of
+from hwdiffusion.checkpoints import CHECKPOINT, STATE_FILE, checkpoint_to_resume, clear_unfinished
 from hwdiffusion.config import LENGTHS, Config
 
 
@@ -23,7 +24,8 @@ RUN_FILES = ("config.yaml", "metrics.jsonl", "loss.png", "samples.png", "samples
              "model_index.json", "pipeline_*.py", "unet", "vqvae", "scheduler", "config.json",
              "diffusion_pytorch_model*", "model*.safetensors*", "evaluation", "evaluation.json",
              "sweep", "classifier-*")  # fmt: skip
-UNFINISHED = (f"{CHECKPOINT}*.part", f"{CHECKPOINT}*.old", "best.part", "best.old", "artefact.part")
+LOCK_FILE = ".lock"
+_locks: list[FileLock] = []
 
 
 def check_run(config: Config):
@@ -61,12 +63,11 @@ def check_run(config: Config):
         if state["script"] != config.script:
             raise InputError(f"{checkpoint} is a checkpoint of {state['script']}, not of {config.script}")
         if args.max_train_steps is not None and args.max_train_steps < state["step"]:
-            earlier = f" or an earlier one by --resume_from_checkpoint {CHECKPOINT}N" * (step_of(checkpoint) > 1)
             raise InputError(
-                f"{checkpoint} has done more than --max_train_steps {args.max_train_steps}; name another "
-                f"--output_dir{earlier}"
+                f"{checkpoint} has done more than --max_train_steps {args.max_train_steps}; name another --output_dir, "
+                "or an earlier checkpoint by --resume_from_checkpoint"
             )
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name != LOCK_FILE and path.suffix != ".part" for path in folder.iterdir()):
         _check_same_run(folder, config, state)
     processes.wait_for_everyone()  # all have looked before one of them writes
 
@@ -133,14 +134,25 @@ def prepare_output_dir(config: Config):
         return
     folder, processes = Path(config.args.output_dir), current_processes()
     if processes.is_main_process:
+        make_folder(folder)
+        _lock(folder)
         if config.args.overwrite_output_dir:
             _delete_run(folder)
-        make_folder(folder)
-        for pattern in UNFINISHED:
-            for path in folder.glob(pattern):
-                shutil.rmtree(path)
+        clear_unfinished(folder)
         config.save(folder / "config.yaml")
     processes.wait_for_everyone()
+
+
+def _lock(folder: Path):
+    # Kept until the process ends, by whichever death; a second start would delete what the first is writing.
+    lock = FileLock(folder / LOCK_FILE, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+        _locks.append(lock)
+    except Timeout as error:
+        raise InputError(
+            f"--output_dir {folder} is being trained in by another process; wait for its end, or name another"
+        ) from error
 
 
 def current_processes() -> PartialState:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from hwdiffusion import InputError
 
@@ -322,7 +322,9 @@ def read_image(source: Source, index: int, decode: Callable[[Image.Image], np.nd
     """
     try:
         return decode(source.open(index))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # broken EXIF alone raises half a dozen kinds
         raise InputError(
             f"{source.name(index)} can't be read as a picture ({type(error).__name__}); mend or remove it, or give "
             "--skip_bad_images"

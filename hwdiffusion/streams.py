@@ -17,6 +17,7 @@ from hwdiffusion.sources import Source, choose_columns, describe, few, load_spli
 
 
 AHEAD = 4  # batches that are read before they are asked for
+_KEPT_BYTES = 2**28
 
 
 class PictureStream:
@@ -34,12 +35,11 @@ class PictureStream:
         args: the [`DataArguments`], and the seed.
     """
 
-    reads_files = True
-
     def __init__(self, examples, size: int, columns: tuple[str, str | None], class_names: list[str], decode, args):
         self.examples, self.size, self.columns = examples, size, columns
         self.class_names, self.decode = class_names, decode
         self.seed, self.buffer_size, self.skip_bad_images = args.seed, args.shuffle_buffer_size, args.skip_bad_images
+        self._first: dict[int, torch.Tensor] = {}
         self.threads, self.name = max(1, args.dataloader_num_workers), describe(args)
 
     def __len__(self) -> int:
@@ -62,8 +62,14 @@ class PictureStream:
     def spread_pictures(self, count: int, batch_size: int = 256) -> Iterator[torch.Tensor]:
         """The first `count`, in batches: any others would have to be looked for."""
         count = min(count, self.size)
-        for images, _ in self._read(iter(np.split(np.arange(count), range(batch_size, count, batch_size))), 0):
-            yield images
+        if self._first.get(count) is None:
+            batches = self._read(iter(np.split(np.arange(count), range(batch_size, count, batch_size))), 0)
+            images = torch.cat([images for images, _ in batches])
+            if images.numel() > _KEPT_BYTES:
+                yield from images.split(batch_size)
+                return
+            self._first[count] = images  # asked for at every checkpoint; to open a stream may take seconds
+        yield from self._first[count].split(batch_size)
 
     def _read(self, positions: Iterator[np.ndarray], first: int):
         raw = self._batches(positions, self._from(first))

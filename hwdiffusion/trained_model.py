@@ -120,7 +120,9 @@ class TrainedModel:
         lambdas = self.lr_scheduler.lr_lambdas
         for group, now, base_lr, factor in zip(self.optimizer.param_groups, settings, base_lrs, lambdas):
             group.update(now, lr=base_lr * factor(self.lr_scheduler.last_epoch))
-        if self.ema is not None and saved["ema"] is not None:
+        if self.ema is not None and saved["ema"] is None:  # the run had none so far: it starts from here
+            self.ema.shadow_params = [parameter.detach().clone() for parameter in self.model.parameters()]
+        elif self.ema is not None:
             now = {key: getattr(self.ema, key) for key in ("decay", "power", "inv_gamma", "use_ema_warmup")}
             self.ema.load_state_dict({**saved["ema"], **now})
             self.ema.to(next(self.model.parameters()).device)

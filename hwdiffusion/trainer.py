@@ -10,10 +10,11 @@ It knows no loss. A script adds its models, then iterates over `batches`; what i
         trainer.log(loss=loss)
 """
 
+import atexit
 import contextlib
 import json
-import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from hwdiffusion import InputError, Interrupted, RunError, figures
@@ -32,15 +33,16 @@ from hwdiffusion.checkpoints import (
     CHECKPOINT,
     STATE_FILE,
     checkpoint_to_resume,
-    delete_old_checkpoints,
+    delete_other_checkpoints,
     find_checkpoints,
-    step_of,
+    flaw_of,
     write_checksums,
     write_folder,
     write_into,
 )
 from hwdiffusion.config import Config
-from hwdiffusion.interruption import Interruption, outlive_the_first_signal
+from hwdiffusion.failures import sentence_of
+from hwdiffusion.interruption import Interruption, leave_signals_to_the_parent
 from hwdiffusion.randomness import BatchOrder, Draws
 from hwdiffusion.run_folder import use_all_cores
 from hwdiffusion.sources import few
@@ -250,7 +252,8 @@ class Trainer:
                 self._finish_step(progress, save, preview, evaluation)
                 self._log.resume_clock()
                 signal_number = interruption.agreed()
-                if signal_number and self.step < self.max_steps:
+                if signal_number:
+                    self._close(loader)
                     self._stop(signal_number, save)
         self._finish(save)
 
@@ -268,20 +271,25 @@ class Trainer:
         if self._streams:
             return dataset.read(self._order)
         workers = self.args.dataloader_num_workers if getattr(dataset, "reads_files", False) else 0
-        if torch.multiprocessing.get_start_method() != "fork":
-            workers = 0  # sources are closures, which another process can only inherit
+        if not sys.platform.startswith("linux"):
+            workers = 0  # sources are closures, which another process can only inherit, by fork
         loader = torch.utils.data.DataLoader(
             dataset,
             batch_sampler=self._order,
             collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=outlive_the_first_signal,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=leave_signals_to_the_parent,
         )
-        return iter(loader)
+        iterator = iter(loader)
+        # Not left to the garbage collector: any traceback that a library keeps would keep the workers, which ignore
+        # the signal by which Python ends them.
+        atexit.register(self._close, iterator)
+        return iterator
 
     def _close(self, loader: Iterator):
-        # not left to the garbage collector: any traceback that a library keeps would keep the workers alive
+        atexit.unregister(self._close)
         close = getattr(loader, "_shutdown_workers" if hasattr(loader, "_shutdown_workers") else "close", None)
         if close is not None:
             close()
@@ -289,7 +297,10 @@ class Trainer:
     def _micro_batches(self, loader: Iterator) -> Iterator[Batch]:
         models = [trained.model for trained in self._models.values()]
         for micro_batch in range(self.args.gradient_accumulation_steps):
-            data = [tensor.to(self.device, non_blocking=True) for tensor in next(loader)]
+            try:
+                data = [tensor.to(self.device, non_blocking=True) for tensor in next(loader)]
+            except InputError as error:  # a process that reads pictures sends a whole traceback
+                raise InputError(str(error).strip().splitlines()[-1].split("InputError: ", 1)[-1]) from error
             places = torch.from_numpy(self._order.places(micro_batch)).to(self.device)
             # for what draws by itself, dropout: it too must not depend on the run's history
             coordinates = [self.args.seed, self.step, micro_batch, self.accelerator.process_index]
@@ -324,30 +335,53 @@ class Trainer:
         if self._saved_step != self.step:
             self.save_checkpoint(save)
         self._finish_trackers()
+        how = "the same command continues from it"
+        if self.args.overwrite_output_dir:
+            how = "the same command without --overwrite_output_dir continues from it"
+        elif self.args.resume_from_checkpoint not in (None, "latest"):
+            how = "the same command with --resume_from_checkpoint latest continues from it"
         raise Interrupted(
             f"stopped by {signal.Signals(signal_number).name} after step {self.step} of {self.max_steps}; "
-            f"{self.output_dir / f'{CHECKPOINT}{self.step}'} is saved, and the same command continues from it",
+            f"{self.output_dir / f'{CHECKPOINT}{self.step}'} is saved, and {how}",
             signal_number,
         )
 
     def _finish(self, save):
         """The artefact itself goes into the run folder; done again, it does no harm."""
-        if self.is_main_process:
+
+        def write():
             with self.averaged_weights():
                 write_into(self.output_dir, save, last=("config.json", "model_index.json"))
             figures.loss_curve(self._log.path, self.output_dir / "loss.png")
-            skipped = self._log.skipped_steps()
-            if skipped:
-                self.print(f"{skipped} of {self.max_steps} steps were skipped: their gradient was not finite")
-        self.accelerator.wait_for_everyone()
+
+        self._by_main_process(write)
+        skipped = self._log.skipped_steps()
+        if skipped:
+            self.print(f"{skipped} of {self.max_steps} steps were skipped: their gradient was not finite")
         self._finish_trackers()
+
+    def _by_main_process(self, write: Callable[[], None]):
+        """Let one process write, while the others wait; where the disk refuses, all stop, with one sentence."""
+        refused: list[str | None] = [None]
+        if self.is_main_process:
+            try:
+                write()
+            except Exception as error:
+                refused = [sentence_of(error)]
+                if refused == [None]:
+                    raise
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise RunError(refused[0])
 
     def _finish_trackers(self):
         for tracker in self.accelerator.trackers:
             tracker.finish()  # end_training would also part the processes, which a second stage still needs
 
     def _stop_at_what_is_not_finite(self, step: int, name: str, value: float):
-        checkpoint = next(iter(find_checkpoints(self.output_dir)), None)
+        whole = (path for path in find_checkpoints(self.output_dir) if flaw_of(path) is None)
+        checkpoint = next(whole, None)
         where = "no checkpoint was made before" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
         if self._streams:
             pictures = f"{(step - 1) * self.step_size} to {step * self.step_size - 1} of the stream"
@@ -355,7 +389,8 @@ class Trainer:
             pictures = few(self._order.of_step(step - 1), 64)
         raise RunError(
             f"{name} is {value} at step {step}, on the training pictures {pictures}; {where}; lower --learning_rate, "
-            "look at those pictures, or leave such steps out by --skip_nonfinite_steps true"
+            "look at those pictures, or leave such steps out by --skip_nonfinite_steps true, and go on with "
+            "--resume_from_checkpoint latest"
         )
 
     # -- how long -----------------------------------------------------------------------------------------------------
@@ -378,19 +413,24 @@ class Trainer:
             name: {key: tensor.clone() for key, tensor in module.state_dict().items()}
             for name, module in self._states.items()
         }
+        scaler = None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
         loader = self._loader(dataset)
-        while self.step < TRIAL_STEPS:
-            if self.step == WARM_UP_STEPS:
-                self._synchronize()
-                began = time.perf_counter()
-            yield from self._micro_batches(loader)
-        self._synchronize()
-        seconds = (time.perf_counter() - began) / (TRIAL_STEPS - WARM_UP_STEPS)
-        self._close(loader)
+        try:
+            while self.step < TRIAL_STEPS:
+                if self.step == WARM_UP_STEPS:
+                    self._synchronize()
+                    began = time.perf_counter()
+                yield from self._micro_batches(loader)
+            self._synchronize()
+            seconds = (time.perf_counter() - began) / (TRIAL_STEPS - WARM_UP_STEPS)
+        finally:
+            self._close(loader)
         for name, trained in self._models.items():
             trained.load_state_dict(models[name])
         for name, module in self._states.items():
             module.load_state_dict(states[name])
+        if scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
         self._log.clear()
         self.step, self.max_steps = 0, planned
         return seconds
@@ -424,7 +464,8 @@ class Trainer:
     def _draw(self, preview):
         with self.averaged_weights():
             picture = preview()
-        if self.is_main_process:
+
+        def write():
             (self.output_dir / "samples").mkdir(exist_ok=True)
             for path in (self.output_dir / "samples" / f"step-{self.step}.png", self.output_dir / "samples.png"):
                 picture.save(path)
@@ -432,24 +473,26 @@ class Trainer:
                 if hasattr(tracker, "log_images"):
                     layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                     tracker.log_images({"samples": np.asarray(picture)[None]}, step=self.step, **layout)
-        self.accelerator.wait_for_everyone()
+
+        self._by_main_process(write)
 
     def _evaluate(self, evaluation: Evaluation, save) -> dict[str, float]:
+
+        def write(part: Path):
+            save(part)
+            said = {"step": self.step, **measured, "judge": evaluation.judge}
+            (part / BEST_FILE).write_text(json.dumps(said), encoding="utf-8")
+
+        def keep_the_best():
+            earlier = self._best_so_far(evaluation)
+            if earlier is None or evaluation.rank(measured) > evaluation.rank(earlier):
+                write_folder(self.output_dir / "best", write)
+            said = [f"step {self.step}", *(f"{name} {value:.4g}" for name, value in measured.items())]
+            tqdm.write(", ".join(said))
+
         with self.averaged_weights():
             measured = evaluation.measure()
-            if self.is_main_process:
-                earlier = self._best_so_far(evaluation)
-                if earlier is None or evaluation.rank(measured) > evaluation.rank(earlier):
-
-                    def write(part: Path):
-                        save(part)
-                        said = {"step": self.step, **measured, "judge": evaluation.judge}
-                        (part / BEST_FILE).write_text(json.dumps(said), encoding="utf-8")
-
-                    write_folder(self.output_dir / "best", write)
-                said = [f"step {self.step}", *(f"{name} {value:.4g}" for name, value in measured.items())]
-                tqdm.write(", ".join(said))
-        self.accelerator.wait_for_everyone()
+            self._by_main_process(keep_the_best)
         return measured
 
     def _best_so_far(self, evaluation: Evaluation) -> dict | None:
@@ -469,7 +512,8 @@ class Trainer:
             name: {key: self.accelerator.reduce(tensor.clone(), "sum").cpu() for key, tensor in state.items()}
             for name, state in states.items()
         }
-        if self.is_main_process:
+
+        def write_all():
             state = {
                 "script": self.config.script,
                 "step": self.step,
@@ -490,12 +534,19 @@ class Trainer:
                 write_checksums(part)
 
             write_folder(self.output_dir / f"{CHECKPOINT}{self.step}", write)
-            delete_old_checkpoints(self.output_dir, self.args.checkpoints_total_limit)
+            delete_other_checkpoints(self.output_dir, self.step, self.args.checkpoints_total_limit)
+
+        self._by_main_process(write_all)
         self._saved_step = self.step
-        self.accelerator.wait_for_everyone()
 
     def _state_to_resume(self) -> dict[str, Any] | None:
         checkpoint = checkpoint_to_resume(self.args)
+        found = [None if checkpoint is None else checkpoint.name]
+        if self.accelerator.num_processes > 1 and len(set(gather_object(found))) > 1:
+            raise InputError(
+                f"the processes find different checkpoints in --output_dir {self.output_dir}; it must be on a disk "
+                "that all machines share"
+            )
         if checkpoint is None:
             return None
         # weights_only: nothing but tensors and plain values is unpickled
@@ -523,15 +574,15 @@ class Trainer:
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step = self._saved_step = state["step"]
+            if self.max_steps < self.step:
+                raise InputError(
+                    f"{state['of']} has done {self.step} steps, but the run should now end after {self.max_steps}; "
+                    "give it a longer end, or name another --output_dir"
+                )
             if state["max_steps"] != self.max_steps:
                 self._say_what_another_end_changes(state)
-        self.accelerator.wait_for_everyone()  # all have read before one of them deletes
+        self.accelerator.wait_for_everyone()  # all have read before one of them writes
         self._log.forget_after(self.step)
-        if self.is_main_process:
-            for later in find_checkpoints(self.output_dir):
-                if step_of(later) > self.step:
-                    shutil.rmtree(later)
-        self.accelerator.wait_for_everyone()
 
     def _say_what_another_end_changes(self, state: dict[str, Any]):
         self.print(f"the run now ends at step {self.max_steps} instead of {state['max_steps']}")

@@ -5,7 +5,6 @@ They go into `metrics.jsonl`, a line a step, and to the run's trackers.
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,12 +14,11 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from hwdiffusion.checkpoints import write_file
 from hwdiffusion.figures import read_metrics
 
 
 METRICS_FILE = "metrics.jsonl"
-# They tell of the machine and of how the run was interrupted; all else is a function of the configuration.
-OF_THE_MACHINE = ("images_per_second", "peak_memory_gb")
 
 
 class TrainingLog:
@@ -87,10 +85,12 @@ class TrainingLog:
                 values = self.accelerator.reduce(torch.stack(values), "mean").tolist()
             for place, value in zip(places, values):
                 lines[place][name] = value
+        # with fp16 the gradient scaler overflows now and then by design, and leaves such steps out
+        watched = ("loss", "gradient_norm") if self.accelerator.scaler is None else ("loss",)
         for line in lines:
             for name, value in list(line.items()):
                 if not math.isfinite(value):
-                    if name.endswith(("loss", "gradient_norm")) and "skipped" not in line:
+                    if name.endswith(watched) and "skipped" not in line:
                         self.on_not_finite(int(line["step"]), name, value)
                     del line[name]  # no JSON has it
         if lines:
@@ -115,9 +115,7 @@ class TrainingLog:
         """Drop the lines of steps that an interrupted run logged, and that are about to be done again."""
         if self.accelerator.is_main_process and self.path.is_file():
             kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(part, self.path)
+            write_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.accelerator.wait_for_everyone()
 
     def skipped_steps(self) -> int:

@@ -14,7 +14,6 @@ from conftest import PROJECTION, TINY_UNET, TINY_VQVAE
 from hwdiffusion.checkpoints import STATE_FILE
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm, train_vqgan
-from hwdiffusion.training_log import OF_THE_MACHINE
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,12 +83,16 @@ def signal_once(
         Its exit code and what it said on stderr.
     """
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
-    deadline = time.monotonic() + 240
-    while not ready():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    time.sleep(then_wait)
+    try:
+        deadline = time.monotonic() + 240
+        while not ready():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(then_wait)
+    except BaseException:
+        process.kill()
+        raise
     process.send_signal(number)
     _, said = process.communicate()
     return process.returncode, said
@@ -99,6 +102,10 @@ def kill_once_it_has(path: Path, argv: list[str]):
     """Start a run in a process of its own and kill it with SIGKILL as soon as a path exists."""
     code, said = signal_once(path.exists, argv)
     assert code == -signal.SIGKILL, f"the run was over before it could be killed: {said}"
+
+
+# What tells of the machine and of interruptions; all else in a metrics.jsonl is a function of the configuration.
+OF_THE_MACHINE = ("images_per_second", "peak_memory_gb")
 
 
 def losses(metrics: Path) -> list[dict]:

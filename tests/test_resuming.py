@@ -24,7 +24,7 @@ from running import (
 )
 from safetensors import SafetensorError
 
-from hwdiffusion.checkpoints import CHECKSUMS, STATE_FILE, find_checkpoints, flaw_of, write_checksums
+from hwdiffusion.checkpoints import CHECKSUMS, STATE_FILE, clear_unfinished, find_checkpoints, flaw_of, write_checksums
 from hwdiffusion.failures import sentence_of
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.pipelines import ClassConditionalPipeline
@@ -51,10 +51,13 @@ def test_a_run_killed_twice_ends_bit_identical_to_an_unbroken_one(script, preset
     options += ["--unet.dropout", "0.1"] if script == "train_ddpm" else []
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     argv = command(script, *options, "--output_dir", broken)
-    code, said = signal_once((broken / "checkpoint-8").exists, argv, then_wait=random.uniform(0, 0.1))
+    moment = random.uniform(0, 0.1)
+    print(f"killed {moment} s after checkpoint-8")
+    code, said = signal_once((broken / "checkpoint-8").exists, argv, then_wait=moment)
     assert code == -signal.SIGKILL, said
+    left_over = set(broken.glob("checkpoint-*.part"))
     assert len(read_metrics(broken / "metrics.jsonl")) < 40
-    code, said = signal_once(lambda: any(broken.glob("checkpoint-*.part")), argv)
+    code, said = signal_once(lambda: bool(set(broken.glob("checkpoint-*.part")) - left_over), argv)
     assert code == -signal.SIGKILL, said
 
     assert MAIN[script]([*options, "--output_dir", str(broken)]) == 0
@@ -199,6 +202,33 @@ def test_a_signal_in_the_first_stage_does_not_start_the_second(tmp_path):
     assert not (run / "latents.safetensors").exists() and not find_checkpoints(run)
 
 
+def test_a_signal_at_the_end_of_the_first_stage_stops_there_too(preset, tmp_path):
+    run = tmp_path / "run"
+    argv = command("train_ddpm", "--preset", preset, "--output_dir", run, "--max_train_steps", "8")
+    code, said = signal_once(lambda: any(run.glob("checkpoint-8.part")), argv, signal.SIGTERM)
+    assert code in (0, 143), said  # 0: it was over before the signal came
+    if code == 143:
+        assert "stopped by SIGTERM after step 8 of 8" in said
+    assert train_ddpm.main(["--preset", preset, "--output_dir", str(run), "--max_train_steps", "8"]) == 0
+
+
+def test_a_second_start_in_the_folder_of_a_running_one_is_refused(preset, tmp_path, capsys):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--max_train_steps", "20000"]
+    process = subprocess.Popen(command("train_ddpm", *argv), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (run / "checkpoint-4").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert train_ddpm.main(argv) == 2
+        assert "is being trained in by another process" in capsys.readouterr().err
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    assert find_checkpoints(run)
+
+
 def test_a_second_signal_stops_at_once():
     program = (
         "import os, signal, time\n"
@@ -259,6 +289,33 @@ def test_a_run_whose_checkpoints_are_all_broken_is_not_started_anew_unasked(pres
     assert train_ddpm.main([*argv, "--overwrite_output_dir"]) == 0
 
 
+def test_what_a_kill_left_under_another_name_gets_its_own_back(tmp_path):
+    for name in (
+        "best.old",
+        "best.part",
+        "checkpoint-4.old",
+        "checkpoint-8.old",
+        "checkpoint-8",
+        "unet.old",
+        "mine.old",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    clear_unfinished(tmp_path)
+    left = {path.name: (path / "content").read_text() for path in tmp_path.iterdir()}
+    assert left == {
+        "best": "best.old", "checkpoint-4": "checkpoint-4.old", "checkpoint-8": "checkpoint-8", "mine.old": "mine.old"
+    }  # fmt: skip
+
+
+def test_averages_that_start_in_the_middle_start_from_the_weights_there(preset, tmp_path):
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "8"]
+    assert train_ddpm.main([*argv, "--use_ema", "false"]) == 0
+    assert train_ddpm.main([*argv, "--use_ema", "true", "--resume_from_checkpoint", "latest"]) == 0
+    saved = ClassConditionalPipeline.from_pretrained(tmp_path / "run").unet.state_dict()
+    assert_identical(dict(saved), dict(final_state(tmp_path / "run")["models"]["unet"]["model"]))
+
+
 def test_half_a_checkpoint_is_not_taken(preset, tmp_path):
     argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "8"]
     assert train_ddpm.main(argv) == 0
@@ -287,7 +344,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_what_to_do(preset, tm
     monkeypatch.setattr(torch, "save", full)
     assert train_ddpm.main(argv) == 1
     said = capsys.readouterr().err
-    assert "no space is left on the device; free some, or lower --checkpoints_total_limit" in said
+    assert "no space is left on the device; free some, or keep fewer checkpoints" in said
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]  # and the half one gave its space back
     assert len(ClassConditionalPipeline.from_pretrained(run / "checkpoint-4")(labels=[3]).images) == 1
     monkeypatch.undo()
@@ -369,6 +426,25 @@ def test_steps_that_are_no_numbers_are_left_out_and_counted_where_asked_for(brok
     assert {int(entry["step"]) for entry in state["optimizer"]["state"].values()} == {11}
 
 
+def test_the_overflows_of_a_gradient_scaler_are_its_own_business(preset, tmp_path, monkeypatch):
+    """With fp16 the scale is doubled until a gradient overflows, by design; here on a CPU, with far too large a one."""
+    from accelerate import Accelerator
+
+    make = Accelerator.__init__
+
+    def with_scaler(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=5)
+
+    monkeypatch.setattr(Accelerator, "__init__", with_scaler)
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "12"]
+    assert train_ddpm.main(argv) == 0
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert any("gradient_norm" not in line for line in lines) and any("gradient_norm" in line for line in lines)
+    assert all("loss" in line for line in lines)
+    assert final_state(tmp_path / "run")["scaler"]["scale"] < 2.0**127
+
+
 def test_every_step_tells_its_gradient_norm_and_learning_rate_and_some_the_speed_and_the_memory(preset, tmp_path):
     argv = ["--preset", preset, "--max_train_steps", "12", "--logging_steps", "5"]
     assert train_vqgan.main([*argv, "--output_dir", str(tmp_path / "run")]) == 0
@@ -411,6 +487,9 @@ def test_another_end_is_refused_where_the_schedule_depends_on_it_and_stretches_i
     np.testing.assert_allclose(rates[8:], [1e-3 * (16 - step) / 14 for step in range(8, 16)])
     assert train_ddpm.main([*argv, "12", "--resume_from_checkpoint", "latest"]) == 2
     assert "has done more than --max_train_steps 12" in capsys.readouterr().err
+    epoch = [*argv[:-1], "--num_train_epochs", "1", "--resume_from_checkpoint", "latest"]
+    assert train_ddpm.main(epoch) == 2
+    assert "has done 16 steps, but the run should now end after 7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", ["train_vqgan", "train_ddpm"])
