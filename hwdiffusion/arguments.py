@@ -105,7 +105,7 @@ class TrainingArguments(MachineArguments, DataArguments):
     ema_power: float = field(default=0.75, metadata={"help": "Its warm-up: decay 1 - (1 + step)^-power."})
 
     checkpointing_steps: Optional[int] = field(default=None, metadata={"help": "Default: a tenth of the run."})
-    checkpoints_total_limit: int = field(default=2, metadata={"help": "Older ones are deleted."})
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "How many to keep, at least 1."})
     sample_steps: Optional[list[int]] = field(default=None, metadata={"help": "Draw a sample grid after these steps."})
     sample_epochs: Optional[list[int]] = field(default=None, metadata={"help": "And after these epochs."})
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished pipeline with its card."})

@@ -154,7 +154,7 @@ def checkpoint_to_resume(args) -> Path | None:
         flaw = flaw_of(checkpoint)
         if flaw is None:
             return checkpoint
-        warnings.warn(f"{checkpoint} is broken ({flaw}); going back to the one before")
+        warnings.warn(f"{checkpoint} is broken ({flaw}); going back to the one before, if any")
     if found:
         raise InputError(
             f"every checkpoint in --output_dir {args.output_dir} is broken; give --overwrite_output_dir to start anew"

@@ -303,7 +303,7 @@ def _validate(args: TrainingArguments):
     require(args.shuffle_buffer_size >= 1, "shuffle_buffer_size", "at least 1")
     if all(getattr(args, key) is None for key in LENGTHS):
         raise InputError("give --max_train_steps, --num_train_epochs or --max_train_seconds")
-    require(args.max_train_seconds is None or args.max_train_seconds > 0, "max_train_seconds", "positive")
+    require(args.max_train_seconds is None or 0 < args.max_train_seconds < 1e9, "max_train_seconds", "positive")
     if args.max_train_seconds is not None and args.max_train_steps is not None:
         raise InputError("give either --max_train_steps or --max_train_seconds, not both")
     if args.dataset_name is None and args.train_data_dir is None:

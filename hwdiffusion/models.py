@@ -8,6 +8,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -23,7 +24,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from hwdiffusion import InputError
 from hwdiffusion.objectives import PREDICTION_TYPES
-from hwdiffusion.pipelines import ClassConditionalPipeline, num_label_classes
+from hwdiffusion.pipelines import ClassConditionalPipeline, num_label_classes, unet_conditioning
 
 
 def build_vqvae(section: dict, channels: int, size: tuple[int, int]) -> VQModel:
@@ -76,7 +77,27 @@ def build_unet(section: dict, sample_shape: tuple[int, int, int], num_classes: i
         num_label_classes(unet.config)
     except ValueError as error:
         raise InputError(f"section unet: {error}") from error
+    _check_forward(unet, sample_shape)
     return unet
+
+
+def _check_forward(unet: UNet2DConditionModel, sample_shape: tuple[int, int, int]):
+    """Raise InputError where a UNet is built of parts that don't fit each other; nothing is computed."""
+    labels = num_label_classes(unet.config)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes only
+        sample = torch.zeros(2, *sample_shape)
+        tokens = torch.zeros(2, 1, labels) if labels else None
+        try:
+            copied = UNet2DConditionModel.from_config(unet.config)
+            conditioning = unet_conditioning(unet.config, tokens)
+            shape = copied(sample, torch.zeros(2), **conditioning, return_dict=False)[0].shape
+        except Exception as error:  # whatever the model trips over, it is the section's fault
+            raise InputError(
+                f"section unet makes a model that can't take samples of {'x'.join(map(str, sample_shape))}, look at "
+                f"its channels, attention_head_dim and mid_block_type: {' '.join(str(error).split())[:200]}"
+            ) from error
+    if shape != sample.shape:
+        raise InputError(f"section unet makes a model that turns samples of {sample_shape} into {tuple(shape[1:])}")
 
 
 def build_noise_scheduler(section: dict, latent: bool) -> DDPMScheduler:

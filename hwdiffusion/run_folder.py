@@ -64,8 +64,8 @@ def check_run(config: Config):
             raise InputError(f"{checkpoint} is a checkpoint of {state['script']}, not of {config.script}")
         if args.max_train_steps is not None and args.max_train_steps < state["step"]:
             raise InputError(
-                f"{checkpoint} has done more than --max_train_steps {args.max_train_steps}; name another --output_dir, "
-                "or an earlier checkpoint by --resume_from_checkpoint"
+                f"{checkpoint} has done more than --max_train_steps {args.max_train_steps}; name another "
+                "--output_dir, or an earlier checkpoint by --resume_from_checkpoint"
             )
     if folder.is_dir() and any(path.name != LOCK_FILE and path.suffix != ".part" for path in folder.iterdir()):
         _check_same_run(folder, config, state)
@@ -79,7 +79,7 @@ def _check_writable(folder: Path):
             pass
     except OSError as error:
         raise InputError(
-            f"--output_dir {folder} can't be written to ({error.strerror}); change its permissions, or name another"
+            f"--output_dir {folder} can't be made or written to ({error.strerror}); name a folder that can"
         ) from error
 
 
@@ -139,7 +139,8 @@ def prepare_output_dir(config: Config):
         if config.args.overwrite_output_dir:
             _delete_run(folder)
         clear_unfinished(folder)
-        config.save(folder / "config.yaml")
+        if not (folder / "config.yaml").is_file():  # other settings are written when a checkpoint has taken them
+            config.save(folder / "config.yaml")
     processes.wait_for_everyone()
 
 

@@ -166,8 +166,8 @@ def open_stream(args, decode: Callable[[Image.Image], np.ndarray], held_out: int
     splits, train_name, validation_name = load_splits(args, streaming=True)
     if splits is None:
         raise InputError(
-            f"--streaming is for data sets of the Hub and parquet files; {describe(args)} is read lazily by itself "
-            "where it is larger than --image_memory_gb"
+            f"--streaming is for data sets of the Hub and parquet files, not for {describe(args)}; leave it out: "
+            "pictures of more than --image_memory_gb are read lazily without it"
         )
     train = splits[train_name]
     columns, class_names = _columns(args, train)

@@ -227,6 +227,8 @@ class Trainer:
             self.max_steps += 0 if state is None else state["step"]
         self._plan()
         self._resume(state)
+        if self.is_main_process:
+            self.config.save(self.output_dir / "config.yaml")
         self.accelerator.init_trackers("hwdiffusion")
         processes = self.accelerator.num_processes
         self.print(

@@ -19,6 +19,8 @@ from hwdiffusion.figures import read_metrics
 
 
 METRICS_FILE = "metrics.jsonl"
+MOST_SKIPPED = 25  # steps in a row whose gradient is not finite; after that the model will not recover
+_ALL_SKIPPED = f"{MOST_SKIPPED} steps in a row were skipped; gradient_norm"
 
 
 class TrainingLog:
@@ -40,6 +42,7 @@ class TrainingLog:
         self._micro_batches: list[dict[str, torch.Tensor | float]] = []
         self._steps: list[dict[str, torch.Tensor | float]] = []
         self._seconds, self._images, self._since = 0.0, 0, time.perf_counter()
+        self._skipped_in_a_row = 0
 
     def add(self, values: dict[str, torch.Tensor | float]):
         """Figures of a micro-batch; tensors stay on the device, and numbers must be the same on every process."""
@@ -88,6 +91,9 @@ class TrainingLog:
         # with fp16 the gradient scaler overflows now and then by design, and leaves such steps out
         watched = ("loss", "gradient_norm") if self.accelerator.scaler is None else ("loss",)
         for line in lines:
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if "skipped" in line else 0
+            if self._skipped_in_a_row == MOST_SKIPPED:
+                self.on_not_finite(int(line["step"]), _ALL_SKIPPED, math.nan)
             for name, value in list(line.items()):
                 if not math.isfinite(value):
                     if name.endswith(watched) and "skipped" not in line:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_UNET, TINY_VQVAE, TOKENS
+from conftest import PROJECTION, TINY_UNET, TINY_VQVAE, TOKENS
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -252,3 +252,26 @@ def test_a_noise_schedule_that_cannot_be_trained(script, fails):
     assert "needs prediction_type v_prediction" in fails(script, preset={"noise_scheduler": zero_snr})
     said = fails(script, "--noise_scheduler.prediction_type", "flow")
     assert "must be one of epsilon, sample, v_prediction" in said
+
+
+@pytest.mark.parametrize("script", ["train_ddpm", "train_ldm"])
+@pytest.mark.parametrize("wrong", [{"attention_head_dim": 64}, {"mid_block_type": "UNetMidBlock2DCrossAttn"}])
+def test_parts_of_a_unet_that_do_not_fit_each_other(script, wrong, fails):
+    """They would be found in the first step only, of a latent diffusion after its whole first stage."""
+    said = fails(script, preset={"unet": {**TINY_UNET, **PROJECTION, **wrong}})
+    assert "section unet makes a model that can't take samples of" in said
+
+
+def test_a_time_without_end(fails):
+    assert "--max_train_seconds must be positive, not inf" in fails("train_ddpm", "--max_train_seconds", "inf")
+
+
+def test_a_model_of_another_shape_leaves_the_configuration_of_the_run(tmp_path, capsys):
+    preset, run = write_preset(tmp_path / "p.yaml", {**TINY_PRESET, "max_train_steps": 4}), tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run)]
+    assert MAIN["train_ddpm"](argv) == 0
+    saved = (run / "config.yaml").read_text()
+    other = ["--resume_from_checkpoint", "latest", "--unet.block_out_channels", "[16, 16]"]
+    assert MAIN["train_ddpm"]([*argv, *other]) == 2
+    assert "is of another model than this run's unet" in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == saved and MAIN["train_ddpm"](argv) == 0
