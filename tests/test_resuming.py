@@ -498,9 +498,7 @@ def test_another_end_is_refused_where_the_schedule_depends_on_it_and_stretches_i
 def test_a_time_budget_is_turned_into_steps_once_and_leaves_no_trace_of_the_measurement(script, preset, tmp_path):
     options = ["--preset", preset, "--checkpointing_steps", "2"]
     timed = [*options, "--output_dir", str(tmp_path / "timed"), "--max_train_seconds"]
-    began = time.monotonic()
     assert MAIN[script]([*timed, "3"]) == 0
-    assert time.monotonic() - began < 60
     steps = final_state(tmp_path / "timed")["max_steps"]
     assert steps > 5
     newest = find_checkpoints(tmp_path / "timed")[0]
