@@ -164,6 +164,6 @@ def test_a_latent_diffusion_on_a_stream_keeps_no_latents_and_leaves_a_pipeline(f
     assert not list((tmp_path / "run").rglob("latents.safetensors"))
     pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "run")
     assert len(pipe(labels=["odd"]).images) == 1
-    # on other pictures than the whole run, whose length the preset's epochs tell
+    # a stream knows its length, so that epochs can be counted
     assert train_ddpm.main([*argv[:-1], str(tmp_path / "b"), "--num_train_epochs", "1"]) == 0
     assert len(losses(tmp_path / "b" / "metrics.jsonl")) == -(-COUNT // 16)
