@@ -145,8 +145,9 @@ class DiffusionArguments(TrainingArguments):
     label_dropout: float = field(
         default=0.1, metadata={"help": "How often labels are dropped, so that guidance works; 0: never."}
     )
-    timestep_sampling: Literal["uniform", "stratified"] = field(
-        default="stratified", metadata={"help": "Timesteps of a batch: independent, or spread evenly."}
+    timestep_sampling: Literal["uniform", "stratified", "logit_normal"] = field(
+        default="stratified",
+        metadata={"help": "Timesteps of a batch: independent, spread evenly, or so with more in the middle."},
     )
     snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
@@ -215,7 +216,7 @@ SCRIPTS = {
 
 
 CHUNK = 250  # samples of an evaluation that are drawn and kept together
-SAMPLERS = ("ddpm", "ddim", "dpmpp", "unipc", "euler", "heun")
+SAMPLERS = ("ddpm", "ddim", "dpmpp", "dpmpp_sde", "unipc", "euler", "euler_ancestral", "heun", "langevin")
 METRICS = ("labels", "distances", "manifold", "memorisation", "cas")
 
 
@@ -243,7 +244,7 @@ class EvaluationArguments:
     guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     num_inference_steps: Optional[int] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     scheduler: Optional[str] = field(
-        default=None, metadata={"help": "ddpm, ddim, dpmpp, unipc, euler or heun. Default: the pipeline's own."}
+        default=None, metadata={"help": f"One of {', '.join(SAMPLERS)}. Default: the pipeline's own."}
     )
     extractor: Literal["classifier", "inception", "dinov2"] = field(
         default="classifier", metadata={"help": "What pictures are compared by."}
@@ -277,12 +278,80 @@ class SweepArguments(EvaluationArguments):
     guidance_scale: Optional[list[float]] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     num_inference_steps: Optional[list[int]] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     scheduler: Optional[list[str]] = field(
-        default=None, metadata={"help": "Some of ddpm, ddim, dpmpp, unipc, euler, heun. Default: the pipeline's own."}
+        default=None, metadata={"help": f"Some of {', '.join(SAMPLERS)}. Default: the pipeline's own."}
     )
 
     def swept(self) -> dict[str, Optional[list]]:
         """What is combined, the slowest first."""
         return {key: getattr(self, key) for key in ("scheduler", "num_inference_steps", "guidance_scale")}
+
+
+@dataclass
+class DrawingArguments:
+    """Flags of the commands that draw pictures of a pipeline."""
+
+    run: Optional[str] = field(default=None, metadata={"help": "A run folder or Hub id."})
+    output: Optional[str] = field(default=None, metadata={"help": "The picture's file. Default: COMMAND.png."})
+    labels: Optional[list[str]] = field(
+        default=None,
+        metadata={"help": "Names or ids; of a model of sets, each is some of them with commas. Default: all in turn."},
+    )
+    seed: int = field(default=0, metadata={"help": "The pictures are drawn by this seed and those after it."})
+    guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})
+    num_inference_steps: Optional[int] = field(default=None, metadata={"help": "Default: the pipeline's own."})
+    scheduler: Optional[str] = field(
+        default=None, metadata={"help": f"One of {', '.join(SAMPLERS)}. Default: the pipeline's own."}
+    )
+    device: Optional[str] = field(default=None, metadata={"help": "Default: a GPU if there is one."})
+
+
+@dataclass
+class TrajectoryArguments(DrawingArguments):
+    """Flags of `hwdiffusion trajectory`."""
+
+    rows: int = field(default=8, metadata={"help": "How many samples."})
+    columns: int = field(default=8, metadata={"help": "How many moments of each."})
+    predicted: bool = field(default=False, metadata={"help": "Show the clean pictures as predicted at each moment."})
+    animation: Optional[str] = field(default=None, metadata={"help": "A .gif or .webp of all steps besides."})
+
+
+@dataclass
+class VaryArguments(DrawingArguments):
+    """Flags of `hwdiffusion vary`."""
+
+    image: Optional[str] = field(default=None, metadata={"help": "A picture. Default: one that the pipeline draws."})
+    source_label: Optional[str] = field(default=None, metadata={"help": "Of what, in that case. Default: the first."})
+    strength: list[float] = field(
+        default_factory=lambda: [0.2, 0.4, 0.6, 0.8, 1.0], metadata={"help": "How far it is noised, in 0 to 1."}
+    )
+
+
+@dataclass
+class InpaintArguments(DrawingArguments):
+    """Flags of `hwdiffusion inpaint`."""
+
+    image: Optional[str] = field(default=None, metadata={"help": "A picture. Default: one that the pipeline draws."})
+    source_label: Optional[str] = field(default=None, metadata={"help": "Of what, in that case. Default: the first."})
+    mask: Optional[str] = field(default=None, metadata={"help": "A picture that is white where to draw anew."})
+    region: Literal["left", "right", "top", "bottom", "centre"] = field(
+        default="bottom", metadata={"help": "What is drawn anew, without a --mask."}
+    )
+    columns: int = field(default=6, metadata={"help": "How many pictures of each label."})
+
+
+@dataclass
+class InterpolateArguments(DrawingArguments):
+    """Flags of `hwdiffusion interpolate`."""
+
+    columns: int = field(default=8, metadata={"help": "How many pictures, with both ends."})
+
+
+DRAWINGS = {
+    "trajectory": TrajectoryArguments,
+    "vary": VaryArguments,
+    "inpaint": InpaintArguments,
+    "interpolate": InterpolateArguments,
+}
 
 
 EVALUATIONS = {"evaluate": EvaluationArguments, "sweep": SweepArguments}

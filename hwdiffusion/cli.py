@@ -26,7 +26,48 @@ def sweep(argv: list[str]):
     sweep(args, train_classifier.train)
 
 
-COMMANDS = {"evaluate": evaluate, "sweep": sweep}
+def trajectory(argv: list[str]):
+    """Draw samples on their way from noise, as a picture and as an animation."""
+    _draw("trajectory", argv)
+
+
+def vary(argv: list[str]):
+    """Noise a picture to several strengths and denoise it by the same or another label."""
+    _draw("vary", argv)
+
+
+def inpaint(argv: list[str]):
+    """Draw a part of a picture anew."""
+    _draw("inpaint", argv)
+
+
+def interpolate(argv: list[str]):
+    """Draw the pictures between two seeds and between two labels."""
+    _draw("interpolate", argv)
+
+
+def _draw(command: str, argv: list[str]):
+    from hwdiffusion.config import parse_drawing
+
+    args = parse_drawing(command, argv)
+    from hwdiffusion import drawing
+
+    {
+        "trajectory": drawing.draw_trajectory,
+        "vary": drawing.draw_variations,
+        "inpaint": drawing.draw_inpainting,
+        "interpolate": drawing.draw_interpolation,
+    }[command](args)
+
+
+COMMANDS = {
+    "evaluate": evaluate,
+    "sweep": sweep,
+    "trajectory": trajectory,
+    "vary": vary,
+    "inpaint": inpaint,
+    "interpolate": interpolate,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

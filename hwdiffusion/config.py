@@ -22,6 +22,7 @@ import yaml
 from hwdiffusion import InputError
 from hwdiffusion.arguments import (
     CHUNK,
+    DRAWINGS,
     EVALUATIONS,
     METRICS,
     SAMPLERS,
@@ -29,6 +30,7 @@ from hwdiffusion.arguments import (
     ClassifierArguments,
     DataArguments,
     DiffusionArguments,
+    DrawingArguments,
     EvaluationArguments,
     MachineArguments,
     TrainingArguments,
@@ -259,6 +261,40 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
         args.output_dir = str(
             beside / {"evaluate": "evaluation"}.get(command, command) if inside else Path("runs", name)
         )
+    return args
+
+
+def parse_drawing(command: str, argv: list[str]) -> DrawingArguments:
+    """The command line of a command that draws pictures, one of `DRAWINGS`: a run folder or Hub id, then flags.
+
+    Raises:
+        InputError: an unknown flag, or a value that is not allowed.
+    """
+    if argv and not argv[0].startswith("-"):
+        argv = ["--run", *argv]
+    args = _parse_flags(DRAWINGS[command], f"hwdiffusion {command}", argv)
+
+    def require(condition: bool, key: str, allowed: str):
+        if not condition:
+            raise InputError(f"--{key} must be {allowed}, not {getattr(args, key)}")
+
+    if args.run is None:
+        raise InputError("name a run folder or Hub id to draw from")
+    if args.output is None:
+        args.output = f"{command}.png"
+    require(Path(args.output).suffix in (".png", ".jpg", ".webp"), "output", "a .png, .jpg or .webp")
+    require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
+    require(args.guidance_scale is None or 0 <= args.guidance_scale < float("inf"), "guidance_scale", "at least 0")
+    require(args.scheduler is None or args.scheduler in SAMPLERS, "scheduler", f"one of {', '.join(SAMPLERS)}")
+    for key, least in (("rows", 1), ("columns", 1 if command == "inpaint" else 2)):
+        require(least <= getattr(args, key, least) <= 100, key, f"in {least} to 100")
+    if command == "trajectory":
+        suffix = Path(args.animation or ".gif").suffix or args.animation
+        require(args.animation is None or suffix in (".gif", ".webp"), "animation", "a .gif or .webp")
+    if command == "vary":
+        require(all(0 <= strength <= 1 for strength in args.strength), "strength", "in 0 to 1")
+    if command in ("vary", "inpaint") and args.image is not None and args.source_label is not None:
+        raise InputError("--source_label is what the pipeline draws to start from; with --image leave it out")
     return args
 
 

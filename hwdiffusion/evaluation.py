@@ -124,20 +124,7 @@ def check_sampling(pipe, args: EvaluationArguments):
     """Raise InputError for what a call of the pipeline would refuse."""
     steps, guidance = sampling_defaults(pipe, args)
     try:
-        pipe.check_inputs(
-            batch_size=1,
-            num_images_per_prompt=1,
-            num_inference_steps=steps,
-            timesteps=None,
-            guidance_scale=guidance,
-            guidance_interval=(0.0, 1.0),
-            guidance_rescale=0.0,
-            eta=0.0,
-            generator=None,
-            latents=None,
-            output_type="pt",
-            callback_on_step_end_tensor_inputs=None,
-        )
+        pipe.check_inputs(num_inference_steps=steps, guidance_scale=guidance)
     except ValueError as error:
         raise InputError(f"{args.run}: {error}") from error
 

@@ -17,22 +17,32 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
 
 
 def image_grid(
-    images: Sequence[Image.Image], columns: int, row_names: Sequence[str] | None = None, cell: int = 64, gap: int = 4
+    images: Sequence[Image.Image],
+    columns: int,
+    row_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
+    cell: int = 64,
+    gap: int = 4,
 ) -> Image.Image:
-    """Pictures in rows on a white ground, each scaled to about `cell` pixels, with the rows' names at the left."""
+    """Pictures in rows on a white ground, each scaled to about `cell` pixels, with the names of rows at the left and
+    those of columns above."""
     scale = max(1, round(cell / max(images[0].size)))
     width, height = (side * scale for side in images[0].size)
     rows = -(-len(images) // columns)
     font = ImageFont.load_default(size=max(12, height // 4))
     names = [str(name) for name in row_names or []]
     margin = max((round(font.getlength(name)) for name in names), default=0) + 2 * gap if names else gap
-    grid = Image.new("RGB", (margin + columns * (width + gap), gap + rows * (height + gap)), "white")
+    top = gap + (round(font.size * 1.4) if column_names else 0)
+    grid = Image.new("RGB", (margin + columns * (width + gap), top + rows * (height + gap)), "white")
     for index, image in enumerate(images):
-        place = margin + index % columns * (width + gap), gap + index // columns * (height + gap)
+        place = margin + index % columns * (width + gap), top + index // columns * (height + gap)
         grid.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), place)
     draw = ImageDraw.Draw(grid)
     for row, name in enumerate(names):
-        draw.text((margin - gap, gap + row * (height + gap) + height // 2), name, "black", font, anchor="rm")
+        draw.text((margin - gap, top + row * (height + gap) + height // 2), name, "black", font, anchor="rm")
+    for column, name in enumerate(column_names or []):
+        place = margin + column * (width + gap) + width // 2, top // 2
+        draw.text(place, str(name), "black", font, anchor="mm")
     return grid
 
 
@@ -57,6 +67,58 @@ def sample_grid(pipeline, seed: int, rows: int = 10, columns: int = 8) -> Image.
     if processes.num_processes > 1:
         pairs = sorted(gather_object(pairs), key=lambda pair: pair[0])
     return image_grid([image for _, image in pairs], columns, names)
+
+
+def denoising(
+    pipeline, moments: int | None = 8, predicted: bool = False, **call
+) -> list[tuple[int, list[Image.Image]]]:
+    """A pipeline's samples on their way from noise to pictures, decoded from latents where there are latents.
+
+    Args:
+        pipeline: of diffusers, with `callback_on_step_end`.
+        moments: how many, evenly from the first step to the last; `None` takes every step.
+        predicted: the clean pictures as they are predicted at those moments, rather than the noisy ones.
+        call: arguments of its call.
+
+    Returns:
+        For each moment, how many steps are done, and the pictures after them.
+    """
+    seen = []
+    tensor = "pred_original_sample" if predicted else "latents"
+
+    def remember(pipe, step, timestep, tensors):
+        seen.append(tensors[tensor].detach())
+        return {}
+
+    pipeline(
+        **call,
+        output_type="latent",
+        callback_on_step_end=remember,
+        callback_on_step_end_tensor_inputs=[tensor],
+    )
+    decode = getattr(pipeline, "decode_latents", lambda latents: latents)
+    with torch.no_grad():
+        return [(step, to_pil(decode(latents))) for step, latents in evenly(list(enumerate(seen, 1)), moments)]
+
+
+def evenly(items: Sequence, count: int | None) -> list:
+    """`count` of the items, or all, from the first to the last at equal distances."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[round(place * (len(items) - 1) / max(count - 1, 1))] for place in range(count)]
+
+
+def write_animation(path: Path, frames: Sequence[Image.Image], seconds: float = 3.0, hold: float = 1.5):
+    """Write frames as an animated GIF or WebP, by the suffix, that runs over and over and holds on the last one.
+
+    Args:
+        seconds: how long the frames take together.
+        hold: how long the last one stays.
+    """
+    durations = [max(20, round(1000 * seconds / len(frames)))] * len(frames)
+    durations[-1] = round(1000 * hold)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lossless = {"lossless": True} if path.suffix == ".webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, **lossless)
 
 
 def read_metrics(path: Path) -> list[dict]:

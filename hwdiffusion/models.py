@@ -13,7 +13,10 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
     SchedulerMixin,
     UNet2DConditionModel,
@@ -23,8 +26,12 @@ from diffusers import (
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hwdiffusion import InputError
-from hwdiffusion.objectives import PREDICTION_TYPES
+from hwdiffusion.objectives import FLOW_PREDICTION, PREDICTION_TYPES, is_flow, prediction_type_of
 from hwdiffusion.pipelines import ClassConditionalPipeline, num_label_classes, unet_conditioning
+from hwdiffusion.schedulers import AnnealedLangevinScheduler
+
+
+NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler
 
 
 def build_vqvae(section: dict, channels: int, size: tuple[int, int]) -> VQModel:
@@ -100,12 +107,24 @@ def _check_forward(unet: UNet2DConditionModel, sample_shape: tuple[int, int, int
         raise InputError(f"section unet makes a model that turns samples of {sample_shape} into {tuple(shape[1:])}")
 
 
-def build_noise_scheduler(section: dict, latent: bool) -> DDPMScheduler:
-    """The `DDPMScheduler` to train with.
+def build_noise_scheduler(section: dict, latent: bool) -> NoiseScheduler:
+    """The scheduler to train with: a `DDPMScheduler`, or what `_class_name` says, as in a scheduler's config.
 
     Raises:
         InputError: a key that isn't known, a prediction type that can't be trained, clipping of latents.
     """
+    section = dict(section)
+    name = section.pop("_class_name", "DDPMScheduler")
+    if name == "FlowMatchEulerDiscreteScheduler":
+        _check_keys("noise_scheduler", section, FlowMatchEulerDiscreteScheduler)
+        if section.get("use_dynamic_shifting") or section.get("invert_sigmas"):
+            raise InputError("use_dynamic_shifting and invert_sigmas in section noise_scheduler can't be trained")
+        return _build("noise_scheduler", FlowMatchEulerDiscreteScheduler, section)
+    if name != "DDPMScheduler":
+        raise InputError(
+            "_class_name in section noise_scheduler must be DDPMScheduler or FlowMatchEulerDiscreteScheduler, not "
+            f"{name}; other schedulers sample what was trained by these"
+        )
     # Latents are no pictures in [-1, 1], and the setting survives every swap of schedulers.
     section = _completed("noise_scheduler", section, **({"clip_sample": False} if latent else {}))
     _check_keys("noise_scheduler", section, DDPMScheduler)
@@ -153,11 +172,14 @@ def build_classifier(
     return _build("classifier", ResNetForImageClassification, {"config": config})
 
 
-def sampling_scheduler(noise_scheduler: DDPMScheduler) -> SchedulerMixin:
-    """The DDIM scheduler that a trained pipeline is saved with."""
-    # at zero terminal SNR the last timestep must be visited, which only this spacing does
-    spacing = {"timestep_spacing": "trailing"} if noise_scheduler.config.rescale_betas_zero_snr else {}
-    return DDIMScheduler.from_config(noise_scheduler.config, **spacing)
+def sampling_scheduler(noise_scheduler: NoiseScheduler) -> SchedulerMixin:
+    """The DDIM scheduler, for flows the Euler scheduler, that a trained pipeline is saved with."""
+    if is_flow(noise_scheduler):
+        return FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
+    # At zero terminal SNR the last timestep must be visited, which only "trailing" does. The spacing is said in any
+    # case: what a config doesn't say, a scheduler that is made `from_config` replaces by a default of its own.
+    spacing = "trailing" if noise_scheduler.config.rescale_betas_zero_snr else "leading"
+    return DDIMScheduler.from_config(noise_scheduler.config, timestep_spacing=spacing)
 
 
 def load_vqvae(path: str, channels: int, size: tuple[int, int]) -> VQModel:
@@ -210,14 +232,14 @@ def latent_shape(vqvae: VQModel, size: tuple[int, int]) -> tuple[int, int, int]:
     return (channels, size[0] // factor, size[1] // factor)
 
 
-def check_inference_steps(noise_scheduler: DDPMScheduler, num_inference_steps: int):
+def check_inference_steps(noise_scheduler: NoiseScheduler, num_inference_steps: int):
     """Raise InputError where the pipeline could not sample in so many steps."""
     steps = noise_scheduler.config.num_train_timesteps
     if num_inference_steps > steps:
         raise InputError(
             f"--num_inference_steps must be at most num_train_timesteps, {steps}, not {num_inference_steps}"
         )
-    trailing = sampling_scheduler(noise_scheduler).config.timestep_spacing == "trailing"
+    trailing = sampling_scheduler(noise_scheduler).config.get("timestep_spacing") == "trailing"
     if trailing and steps % num_inference_steps:
         raise InputError(
             f"--num_inference_steps must divide num_train_timesteps, {steps}, with rescale_betas_zero_snr, which "
@@ -225,19 +247,43 @@ def check_inference_steps(noise_scheduler: DDPMScheduler, num_inference_steps: i
         )
 
 
+# What `--scheduler` names: of models with a DDPM's noise, and of flows.
 SAMPLERS = {
-    "ddpm": DDPMScheduler,
-    "ddim": DDIMScheduler,
-    "dpmpp": DPMSolverMultistepScheduler,
-    "unipc": UniPCMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-    "heun": HeunDiscreteScheduler,
+    "ddpm": (DDPMScheduler, {}),
+    "ddim": (DDIMScheduler, {}),
+    "dpmpp": (DPMSolverMultistepScheduler, {}),
+    "dpmpp_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "langevin": (AnnealedLangevinScheduler, {}),
+}
+_FLOW_SOLVER = {"prediction_type": FLOW_PREDICTION, "use_flow_sigmas": True}
+FLOW_SAMPLERS = {
+    "euler": (FlowMatchEulerDiscreteScheduler, {}),
+    "heun": (FlowMatchHeunDiscreteScheduler, {}),
+    "dpmpp": (DPMSolverMultistepScheduler, _FLOW_SOLVER),
+    "dpmpp_sde": (DPMSolverMultistepScheduler, {**_FLOW_SOLVER, "algorithm_type": "sde-dpmsolver++"}),
+    "unipc": (UniPCMultistepScheduler, _FLOW_SOLVER),
 }
 
 
 def swap_scheduler(pipeline: ClassConditionalPipeline, name: str):
-    """Give a pipeline another scheduler, one of `SAMPLERS`, for the same model."""
-    pipeline.scheduler = SAMPLERS[name].from_config(pipeline.scheduler.config)
+    """Give a pipeline another scheduler, one of `SAMPLERS`, for the same model.
+
+    Raises:
+        ValueError: the model is a flow, which this one can't sample.
+    """
+    samplers, config = SAMPLERS, dict(pipeline.scheduler.config)
+    if pipeline.config.prediction_type == FLOW_PREDICTION:
+        samplers = FLOW_SAMPLERS
+        config.setdefault("flow_shift", config.get("shift", 1.0))
+        if name not in samplers:
+            raise ValueError(f"the model predicts a flow, which {', '.join(samplers)} sample")
+    cls, settings = samplers[name]
+    known = inspect.signature(cls.__init__).parameters  # the others would be warned of
+    pipeline.scheduler = cls.from_config({key: config[key] for key in config if key in known}, **settings)
 
 
 def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditionalPipeline:
@@ -248,7 +294,7 @@ def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditional
         scheduler=sampling_scheduler(noise_scheduler),
         vqvae=vqvae,
         id2label=data.id2label if labelled else {},
-        prediction_type=noise_scheduler.config.prediction_type,
+        prediction_type=prediction_type_of(noise_scheduler),
         has_null_label=labelled and args.label_dropout > 0,
         max_labels=data.max_labels if labelled else 1,
         default_guidance_scale=args.guidance_scale if labelled else 1.0,

@@ -1,40 +1,78 @@
-"""What the UNet predicts, how timesteps are drawn and how they are weighted."""
+"""What the UNet predicts, how timesteps are drawn, how samples are noised by them and how they are weighted.
+
+A `noise_scheduler` is what training is about: a `DDPMScheduler`, by whose table a timestep t of [0, T) is noised, or a
+`FlowMatchEulerDiscreteScheduler`, by which a timestep T·σ with σ in (0, 1] is (1 - σ) sample + σ noise (Lipman et al.
+2023; Liu et al. 2023).
+"""
 
 import torch
 import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 
 from hwdiffusion.randomness import Draws
 
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # of a DDPMScheduler
+FLOW_PREDICTION = "flow_prediction"  # of a flow: noise - sample, as diffusers' solvers spell it
 
 
-def draw_timesteps(draws: Draws, num_train_timesteps: int, sampling: str, step_size: int) -> torch.Tensor:
-    """Timesteps `(B,)`, int64 in [0, T).
+def is_flow(noise_scheduler) -> bool:
+    return isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler)
+
+
+def prediction_type_of(noise_scheduler) -> str:
+    """What a UNet that is trained with it predicts."""
+    return FLOW_PREDICTION if is_flow(noise_scheduler) else noise_scheduler.config.prediction_type
+
+
+def draw_timesteps(draws: Draws, noise_scheduler, sampling: str, step_size: int) -> torch.Tensor:
+    """Timesteps `(B,)`: int64 in [0, T), of flows float32 in (0, T].
 
     With `sampling="stratified"` sample i of a step's n samples falls into the i-th of n equal parts of [0, T), so that
     every step sees the whole schedule and the loss is less noisy (as Kingma et al. 2021, appendix I.1, but jittered
-    independently); each is still uniform over a run. With `"uniform"` they are independent.
+    independently); each is still uniform over a run. With `"uniform"` they are independent. With `"logit_normal"` they
+    are stratified, and dense in the middle (Esser et al. 2024, eq. 19, with m = 0 and s = 1). A flow's `shift` moves
+    them as it moves those of its sampler.
 
     Args:
         step_size: n, the samples of a step over all processes and micro-batches.
     """
     unit = draws.uniform("timestep")  # (B,)
-    if sampling == "stratified":
+    if sampling != "uniform":
         unit = (draws.samples + unit) / step_size
+    if sampling == "logit_normal":
+        unit = torch.sigmoid(torch.special.ndtri(unit.double().clamp(1e-9, 1 - 1e-9))).float()
+    num_train_timesteps = noise_scheduler.config.num_train_timesteps
+    if is_flow(noise_scheduler):
+        shift, sigma = noise_scheduler.config.shift, (1 - unit).float()  # in (0, 1]
+        return num_train_timesteps * shift * sigma / (1 + (shift - 1) * sigma)
     return (unit * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
+def add_noise(noise_scheduler, sample, noise, timesteps) -> torch.Tensor:
+    """The sample `(B, C, H, W)`, noised to the timesteps `(B,)`."""
+    if not is_flow(noise_scheduler):
+        return noise_scheduler.add_noise(sample, noise, timesteps)
+    sigma = _flow_sigma(noise_scheduler, timesteps)[:, None, None, None].to(sample.dtype)
+    return (1 - sigma) * sample + sigma * noise
+
+
+def _flow_sigma(noise_scheduler, timesteps) -> torch.Tensor:
+    return timesteps / noise_scheduler.config.num_train_timesteps
+
+
 def prediction_target(noise_scheduler, sample, noise, timesteps) -> torch.Tensor:
-    """What the UNet is to say about a noisy sample, by the scheduler's `prediction_type`; `(B, C, H, W)`."""
-    prediction_type = noise_scheduler.config.prediction_type
+    """What the UNet is to say about a noisy sample; `(B, C, H, W)`."""
+    prediction_type = prediction_type_of(noise_scheduler)
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
         return sample
     if prediction_type == "v_prediction":
         return noise_scheduler.get_velocity(sample, noise, timesteps)
+    if prediction_type == FLOW_PREDICTION:
+        return noise - sample
     raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, not {prediction_type!r}")
 
 
@@ -42,8 +80,11 @@ def min_snr_weights(noise_scheduler, timesteps, snr_gamma: float) -> torch.Tenso
     """min-SNR-γ weights `(B,)` of the squared error of the prediction (Hang et al. 2023, section 3.4).
 
     The paper's weight min(SNR, γ) is that of an error in the clean sample; an error in ε counts SNR times less, one in
-    v SNR + 1 times less.
+    v SNR + 1 times less, and one in a flow 1/σ² times less.
     """
+    if is_flow(noise_scheduler):
+        sigma = _flow_sigma(noise_scheduler, timesteps).float()
+        return torch.minimum((1 - sigma) ** 2, snr_gamma * sigma**2)
     snr = compute_snr(noise_scheduler, timesteps).float()
     clipped = snr.clamp(max=snr_gamma)
     prediction_type = noise_scheduler.config.prediction_type

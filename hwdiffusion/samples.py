@@ -28,9 +28,9 @@ def labels_of(class_names: list[str], start: int, stop: int) -> torch.Tensor | N
 
 
 def draw(
-    pipe, start: int, stop: int, seed: int, steps: int | None = None, guidance: float | None = None
+    pipe, start: int, stop: int, seed: int, steps: int | None = None, guidance: float | None = None, **options
 ) -> torch.Tensor:
-    """Samples `start` to `stop` of a pipeline, uint8 `(B, C, H, W)`."""
+    """Samples `start` to `stop` of a pipeline, uint8 `(B, C, H, W)`; the options are those of a call."""
     images = pipe(
         labels=labels_of(list(pipe.id2label.values()), start, stop),
         num_images_per_prompt=1 if pipe.id2label else stop - start,
@@ -38,6 +38,7 @@ def draw(
         num_inference_steps=steps,
         generator=[torch.Generator().manual_seed(seed + index) for index in range(start, stop)],
         output_type="pt",
+        **options,
     ).images
     return (images.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
 

@@ -2,17 +2,25 @@
 
 from hwdiffusion.pipelines.class_conditional import (
     ClassConditionalPipeline,
+    classifier_inputs,
     label_ids,
     label_tokens,
+    noise_schedule,
     num_label_classes,
+    predict_clean,
+    slerp,
     unet_conditioning,
 )
 
 
 __all__ = [
     "ClassConditionalPipeline",
+    "classifier_inputs",
     "label_ids",
     "label_tokens",
+    "noise_schedule",
     "num_label_classes",
+    "predict_clean",
+    "slerp",
     "unet_conditioning",
 ]

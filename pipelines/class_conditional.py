@@ -20,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel, VQModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils import replace_example_docstring
+from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import create_repo
+from transformers import ResNetForImageClassification
 
+
+logger = logging.get_logger(__name__)
 
 NULL_LABEL = -1  # the id that pads a set of labels; its token is all zeros
 
@@ -41,6 +46,12 @@ SCHEDULERS_OF_OTHER_MODELS = (
     "DPMSolverMultistepInverseScheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
+)
+# What a UNet that predicts a flow is sampled by, besides any scheduler with `use_flow_sigmas`.
+FLOW_SCHEDULERS = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
 )
 
 EXAMPLE_DOC_STRING = """
@@ -131,7 +142,7 @@ def _label_id(label: int | str, name2id: dict[str, int], num_classes: int) -> in
 
 def label_tokens(ids: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Ids `(B, T)`, padded with -1, to one-hot tokens `(B, T, K)`, float32; the padding becomes zeros."""
-    tokens = torch.nn.functional.one_hot(ids.clamp(min=0), num_classes)  # (B, T, K)
+    tokens = F.one_hot(ids.clamp(min=0), num_classes)  # (B, T, K)
     return tokens.float() * (ids >= 0).unsqueeze(-1)
 
 
@@ -183,13 +194,72 @@ def unet_conditioning(unet_config: Any, tokens: torch.Tensor | None) -> dict[str
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Noise levels, guidance, interpolation: the equations of a call
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def predict_clean(
+    model_output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float, prediction_type: str
+) -> torch.Tensor:
+    """The clean sample that a model's output says, of the noisy `sample` = α clean + σ noise; all `(B, C, H, W)`."""
+    if prediction_type == "sample":
+        return model_output
+    if prediction_type == "epsilon":
+        return (sample - sigma * model_output) / max(alpha, 1e-8)
+    if prediction_type == "v_prediction":  # v = α noise - σ clean (Salimans and Ho 2022), with α² + σ² = 1
+        return alpha * sample - sigma * model_output
+    return sample - sigma * model_output  # flow_prediction: noise - clean, with α = 1 - σ
+
+
+def classifier_inputs(sample: torch.Tensor, level: torch.Tensor, image_size: Sequence[int]) -> torch.Tensor:
+    """What a noise-aware classifier sees: noisy samples with their noise level as one more channel, scaled.
+
+    Args:
+        sample: `(B, C, H, W)`.
+        level: `(B,)`, the timestep over the number of them in training, in [0, 1].
+        image_size: height and width of its inputs.
+
+    Returns:
+        `(B, C + 1, *image_size)`.
+    """
+    level = level.to(sample)[:, None, None, None].expand(-1, 1, *sample.shape[-2:])
+    inputs = torch.cat([sample, level], dim=1)
+    if tuple(inputs.shape[-2:]) == tuple(image_size):
+        return inputs
+    return F.interpolate(inputs, size=tuple(image_size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def rescale_guidance(guided: torch.Tensor, cond: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
+    """Bring the guided output `(B, C, H, W)` back to the conditional one's deviation (Lin et al. 2023, eq. 15-16)."""
+    dims = list(range(1, cond.ndim))
+    rescaled = guided * (cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))
+    return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
+
+
+def slerp(first: torch.Tensor, second: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Spherical interpolation (Shoemake 1985) of two tensors of one shape, `(N, *shape)` for weights `(N,)`.
+
+    The straight line between two draws of normal noise passes through noise that is too small to be one; this doesn't.
+    Between parallel vectors, and from or to zero (the null label), it is the straight line.
+    """
+    weights = weights.reshape(-1, *[1] * first.ndim).to(first)
+    norms = first.norm() * second.norm()
+    cosine = (first * second).sum() / norms if norms > 0 else first.new_tensor(1.0)
+    if cosine.abs() > 0.9995:
+        return (1 - weights) * first + weights * second
+    angle = torch.arccos(cosine)
+    return (torch.sin((1 - weights) * angle) * first + torch.sin(weights * angle) * second) / torch.sin(angle)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The pipeline
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
     r"""
-    Pipeline for class-conditional image generation in pixel space or in the latent space of a `VQModel`.
+    Pipeline for class-conditional image generation, variation and inpainting in pixel space or in the latent space of
+    a `VQModel`.
 
     What sampling must know about training is part of the pipeline's config and travels with it.
 
@@ -199,32 +269,46 @@ class ClassConditionalPipeline(DiffusionPipeline):
             unconditional.
         scheduler ([`SchedulerMixin`]): any diffusers scheduler that does `prediction_type`; swap it by `from_config`.
         vqvae ([`VQModel`], *optional*): decodes latents; without it the UNet works on pixels in [-1, 1].
+        classifier ([`~transformers.ResNetForImageClassification`], *optional*): knows the label of a noisy sample, for
+            `classifier_guidance_scale`. Its config tells how it is fed: `noise_aware`, `latent`, `image_size`,
+            `noise_schedule` (see [`classifier_inputs`]).
+        guidance_unet ([`UNet2DConditionModel`], *optional*): a weaker version of `unet`, for example an earlier
+            checkpoint. With it, `guidance_scale` guides away from what it says of the same label (autoguidance,
+            Karras et al. 2024) rather than away from the null label.
         id2label (`dict[int, str]`, *optional*): the name of each label id.
-        prediction_type (`str`): what the UNet was trained to predict: `epsilon`, `sample` or `v_prediction`.
+        prediction_type (`str`): what the UNet was trained to predict: `epsilon`, `sample`, `v_prediction` or
+            `flow_prediction` (noise - sample).
         has_null_label (`bool`): whether labels were dropped in training, which guidance and `labels=None` need.
         max_labels (`int`): T, the most labels that a picture has.
         default_guidance_scale (`float`): what `guidance_scale=None` means.
         default_num_inference_steps (`int`): what `num_inference_steps=None` means.
+        default_classifier_guidance_scale (`float`): what `classifier_guidance_scale=None` means.
     """
 
-    model_cpu_offload_seq = "unet->vqvae"
-    _optional_components = ["vqvae"]
-    _callback_tensor_inputs = ["latents"]
+    model_cpu_offload_seq = "unet->vqvae"  # the other two take turns with the UNet, and stay beside it
+    _exclude_from_cpu_offload = ["vqvae"]  # its codebook is read outside of any forward pass
+    _optional_components = ["vqvae", "classifier", "guidance_unet"]
+    _callback_tensor_inputs = ["latents", "pred_original_sample"]
 
     def __init__(
         self,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
         vqvae: VQModel | None = None,
+        classifier: ResNetForImageClassification | None = None,
+        guidance_unet: UNet2DConditionModel | None = None,
         id2label: dict | None = None,
         prediction_type: str = "epsilon",
         has_null_label: bool = False,
         max_labels: int = 1,
         default_guidance_scale: float = 1.0,
         default_num_inference_steps: int = 50,
+        default_classifier_guidance_scale: float = 0.0,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, vqvae=vqvae)
+        self.register_modules(
+            unet=unet, scheduler=scheduler, vqvae=vqvae, classifier=classifier, guidance_unet=guidance_unet
+        )
         num_classes = num_label_classes(unet.config) if unet is not None else 0
         if not id2label:
             id2label = {index: str(index) for index in range(num_classes)}
@@ -232,7 +316,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         id2label = {int(index): str(name) for index, name in sorted(id2label.items(), key=lambda item: int(item[0]))}
         if len(set(id2label.values())) < len(id2label):
             raise ValueError("id2label must give every id a name of its own")
-        if unet is not None and sorted(id2label) != list(range(num_classes)):
+        if num_classes and sorted(id2label) != list(range(num_classes)):
             raise ValueError(
                 f"id2label must name the ids 0 to {num_classes - 1} of the UNet's {num_classes} classes, "
                 f"not {sorted(id2label)}"
@@ -250,9 +334,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
             max_labels=max_labels,
             default_guidance_scale=default_guidance_scale,
             default_num_inference_steps=default_num_inference_steps,
+            default_classifier_guidance_scale=default_classifier_guidance_scale,
         )
-        self.vae_scale_factor = 2 ** (len(vqvae.config.block_out_channels) - 1) if vqvae is not None else 1
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.mask_processor = VaeImageProcessor(
+            vae_scale_factor=self.vae_scale_factor,
+            do_normalize=False,
+            do_binarize=True,
+            do_convert_grayscale=True,
+            resample="nearest",
+        )
 
     # -- persistence: a saved folder carries this file and names it ---------------------------------------------------
 
@@ -269,10 +360,18 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         Takes the arguments of [`DiffusionPipeline.save_pretrained`]. With `push_to_hub=True` the folder is uploaded
         after the source file is in it (`repo_id`, `commit_message`, `private`, `create_pr` and `token` as there).
+        A scheduler that diffusers doesn't ship is saved as the diffusers scheduler that it is derived from, with a
+        warning: a saved folder holds nothing that stock diffusers can't load.
         """
         hub = {key: kwargs.pop(key, None) for key in ("repo_id", "commit_message", "private", "create_pr", "token")}
         save_directory = Path(save_directory)
-        super().save_pretrained(str(save_directory), safe_serialization, variant, max_shard_size, **kwargs)
+        scheduler = self.scheduler
+        self.scheduler = _stock_scheduler(scheduler)
+        self.register_modules(**self.components)  # one that was None and has been given since is otherwise left out
+        try:
+            super().save_pretrained(str(save_directory), safe_serialization, variant, max_shard_size, **kwargs)
+        finally:
+            self.scheduler = scheduler
 
         source = Path(inspect.getsourcefile(type(self)))
         # All local remote code shares one module namespace, so the name is unique to the content.
@@ -310,7 +409,38 @@ class ClassConditionalPipeline(DiffusionPipeline):
             config["_class_name"] = config["_class_name"][-1]
         return config
 
-    # -- what a call was asked for ------------------------------------------------------------------------------------
+    def enable_group_offload(self, *args, exclude_modules: str | list[str] | None = None, **kwargs):
+        """As [`DiffusionPipeline.enable_group_offload`]; the `VQModel`, which doesn't support it, stays loaded."""
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
+        excluded += ["vqvae"] if self.vqvae is not None and "vqvae" not in excluded else []
+        super().enable_group_offload(*args, exclude_modules=excluded, **kwargs)
+
+    # -- what the model is, and what a call was asked for -------------------------------------------------------------
+
+    @property
+    def vae_scale_factor(self) -> int:
+        return 2 ** (len(self.vqvae.config.block_out_channels) - 1) if getattr(self, "vqvae", None) is not None else 1
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of labels that the UNet knows, or, if it takes none, the classifier; else 0."""
+        num_classes = num_label_classes(self.unet.config)
+        if num_classes == 0 and self.classifier is not None:
+            return self.classifier.config.num_labels
+        return num_classes
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        id2label = self.config.id2label
+        if not id2label and self.classifier is not None:
+            id2label = self.classifier.config.id2label
+        return {int(index): name for index, name in id2label.items()}
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        _, height, width = self._latent_shape()
+        return (height * self.vae_scale_factor, width * self.vae_scale_factor)
 
     @property
     def guidance_scale(self) -> float:
@@ -321,6 +451,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return self._guidance_rescale
 
     @property
+    def classifier_guidance_scale(self) -> float:
+        return self._classifier_guidance_scale
+
+    @property
     def do_classifier_free_guidance(self) -> bool:
         return self._guidance_scale > 1.0
 
@@ -328,20 +462,206 @@ class ClassConditionalPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         return self._num_timesteps
 
-    @property
-    def num_classes(self) -> int:
-        """K, the number of labels that the model knows; 0 for an unconditional one."""
-        return num_label_classes(self.unet.config)
+    # -- checks: all of a call's arguments, before any work -----------------------------------------------------------
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the pictures."""
-        _, height, width = self._latent_shape()
-        return (height * self.vae_scale_factor, width * self.vae_scale_factor)
+    def check_inputs(
+        self,
+        batch_size: int = 1,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
+        classifier_guidance_scale: float = 0.0,
+        eta: float = 0.0,
+        generator: Any = None,
+        latents: Any = None,
+        strength: float | None = None,
+        has_labels: bool | None = None,
+        output_type: str = "pt",
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+    ):
+        """Raise ValueError before the first step for anything that can't be done, in one sentence."""
+        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt must be a positive whole number, not {num_images_per_prompt!r}")
+        num_images = batch_size * num_images_per_prompt
+        if num_images == 0:
+            raise ValueError("labels is empty; give one label for each picture")
+        self._check_scheduler()
+        self._check_steps(num_inference_steps, timesteps, strength)
+        for what, value in (
+            ("guidance_scale", guidance_scale),
+            ("guidance_rescale", guidance_rescale),
+            ("classifier_guidance_scale", classifier_guidance_scale),
+            ("eta", eta),
+        ):
+            if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+                raise ValueError(f"{what} must be a number of at least 0, not {value!r}")
+        self._check_guidance(guidance_scale, guidance_interval, guidance_rescale)
+        if classifier_guidance_scale > 0:
+            self._check_classifier(classifier_guidance_scale, has_labels)
+        elif has_labels and num_label_classes(self.unet.config) == 0:
+            raise ValueError("the UNet takes no labels, so they act by classifier_guidance_scale alone, which is 0")
 
-    @property
-    def id2label(self) -> dict[int, str]:
-        return {int(index): name for index, name in self.config.id2label.items()}
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"eta must lie in [0, 1], not {eta}")
+        for one in generator if isinstance(generator, list) else [generator]:
+            if one is not None and not isinstance(one, torch.Generator):
+                raise ValueError(f"generator must be a torch.Generator or a list of them, not {one!r}")
+        if isinstance(generator, list) and len(generator) != num_images:
+            raise ValueError(f"generator is a list of {len(generator)}, but {num_images} pictures are asked for")
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise ValueError(f"latents must be a tensor, not {type(latents).__name__}")
+        shape = (num_images, *self._latent_shape())
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
+        unknown = [key for key in callback_on_step_end_tensor_inputs or [] if key not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs may name {self._callback_tensor_inputs}, not {unknown}"
+            )
+
+    def _check_scheduler(self):
+        """Judged by what the pipeline was trained for: a swap by `from_config` may lose what the model predicts."""
+        name, config = type(self.scheduler).__name__, self.scheduler.config
+        trained_for = self.config.prediction_type
+        if name in SCHEDULERS_WITHOUT_GENERATOR:
+            raise ValueError(f"{name} takes no generator, so a picture could not belong to its seed; use another one")
+        if trained_for == "flow_prediction":
+            by_config = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
+            if name not in FLOW_SCHEDULERS and not by_config:
+                raise ValueError(
+                    f"the model was trained for prediction_type='flow_prediction', which {name} as it is configured "
+                    f"doesn't sample; use {FLOW_SCHEDULERS[0]}, or from_config(pipe.scheduler.config, "
+                    "prediction_type='flow_prediction', use_flow_sigmas=True)"
+                )
+        else:
+            if name in FLOW_SCHEDULERS:
+                raise ValueError(
+                    f"{name} samples flows, but the model was trained for prediction_type={trained_for!r}"
+                )
+            if name in SCHEDULERS_OF_OTHER_MODELS or config.get("use_flow_sigmas"):
+                raise ValueError(
+                    f"{name}, as it is configured, is for models of another kind than this one; use another one"
+                )
+            if config.get("prediction_type") != trained_for:
+                raise ValueError(
+                    f"the model was trained for prediction_type={trained_for!r}, but the scheduler {name} samples "
+                    f"{config.get('prediction_type')!r}; make it with from_config(pipe.scheduler.config, "
+                    f"prediction_type={trained_for!r})"
+                )
+            if not hasattr(self.scheduler, "init_noise_sigma") or not hasattr(self.scheduler, "alphas_cumprod"):
+                raise ValueError(
+                    f"{name} is not a scheduler for this pipeline; use DDIM, DDPM, DPM-Solver++ or another one"
+                )
+        takes = list(inspect.signature(self.scheduler.step).parameters.values())[:4]
+        if any(item.default is item.empty for item in takes[3:] if item.kind is item.POSITIONAL_OR_KEYWORD):
+            raise ValueError(f"{name} steps by more than the model's output, so this pipeline can't use it")
+
+    def _check_steps(self, num_inference_steps, timesteps, strength):
+        name, num_train_timesteps = type(self.scheduler).__name__, self.scheduler.config.num_train_timesteps
+        if timesteps is not None:
+            if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+                raise ValueError(f"{name} takes no custom timesteps; use num_inference_steps")
+            timesteps = [float(t) for t in timesteps]
+            if not timesteps or sorted(set(timesteps), reverse=True) != timesteps:
+                raise ValueError(f"timesteps must be a strictly descending sequence, not {timesteps}")
+            highest = num_train_timesteps - (self.config.prediction_type != "flow_prediction")
+            if timesteps[0] > highest or timesteps[-1] < 0:
+                raise ValueError(f"timesteps must lie in 0 to {highest}, not {timesteps}")
+        elif (
+            not isinstance(num_inference_steps, numbers.Integral)
+            or not 1 <= num_inference_steps <= num_train_timesteps
+        ):
+            raise ValueError(
+                f"num_inference_steps must be a whole number from 1 to {num_train_timesteps}, "
+                f"not {num_inference_steps!r}"
+            )
+        elif (
+            name in ("DDIMScheduler", "DDIMParallelScheduler", "AnnealedLangevinScheduler")
+            and self.scheduler.config.timestep_spacing == "trailing"
+            and num_train_timesteps % num_inference_steps
+        ):
+            # DDIM finds the previous timestep by integer division, which is wrong here.
+            raise ValueError(
+                f"{name} with timestep_spacing='trailing' needs a number of steps that divides {num_train_timesteps}, "
+                f"which {num_inference_steps} doesn't; use timestep_spacing='leading' or another number"
+            )
+        if strength is None:
+            return
+        if not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
+            raise ValueError(f"strength must be a number in [0, 1], not {strength!r}")
+        steps = len(timesteps) if timesteps is not None else num_inference_steps
+        if strength > 0 and _steps_of(strength, steps) == 0:
+            raise ValueError(
+                f"strength={strength} of {steps} steps is less than one step; use a strength of at least "
+                f"{1 / steps:g}, or more steps"
+            )
+
+    def _check_guidance(self, guidance_scale, guidance_interval, guidance_rescale):
+        if guidance_scale > 1 and self.guidance_unet is None:
+            if num_label_classes(self.unet.config) == 0:
+                raise ValueError(
+                    f"guidance_scale={guidance_scale} needs labels or a guidance_unet, but this model is unconditional"
+                )
+            if not self.config.has_null_label:
+                raise ValueError(
+                    f"guidance_scale={guidance_scale} needs a model trained with label dropout, which this one "
+                    "wasn't, or a guidance_unet; use guidance_scale=1"
+                )
+        if self.guidance_unet is not None:
+            for what, of in (
+                ("in_channels", lambda config: config.in_channels),
+                ("sample_size", lambda config: config.sample_size),
+                ("number of classes", num_label_classes),
+            ):
+                ours, theirs = of(self.unet.config), of(self.guidance_unet.config)
+                if ours != theirs:
+                    raise ValueError(
+                        f"guidance_unet must be a weaker version of unet, but its {what} is {theirs}, not {ours}"
+                    )
+        if not isinstance(guidance_interval, (tuple, list)) or len(guidance_interval) != 2:
+            raise ValueError(f"guidance_interval must be a pair (start, stop), not {guidance_interval!r}")
+        start, stop = guidance_interval
+        if not 0.0 <= start <= stop <= 1.0:
+            raise ValueError(f"guidance_interval must be (start, stop), 0 <= start <= stop <= 1, not {(start, stop)}")
+        if not 0.0 <= guidance_rescale <= 1.0:
+            raise ValueError(f"guidance_rescale must lie in [0, 1], not {guidance_rescale}")
+
+    def _check_classifier(self, scale, has_labels):
+        if self.classifier is None:
+            raise ValueError(
+                f"classifier_guidance_scale={scale} needs a classifier; train one by train_classifier.py "
+                "--noise_aware and give it to the pipeline as `classifier`"
+            )
+        if has_labels is False:
+            raise ValueError(f"classifier_guidance_scale={scale} needs labels")
+        config = self.classifier.config
+        if not getattr(config, "noise_aware", False):
+            raise ValueError("the classifier has not seen noisy samples, so it can't guide; train it by --noise_aware")
+        theirs = [config.id2label[index] for index in sorted(config.id2label)]
+        if theirs != list(self.id2label.values()):
+            raise ValueError(
+                f"the classifier knows the {len(theirs)} classes {_few(theirs)}, but the pipeline the "
+                f"{self.num_classes} classes {_few(self.id2label.values())}; use one for these"
+            )
+        space = "latents" if self.vqvae is not None else "pixels"
+        sees = "latents" if getattr(config, "latent", False) else "pixels"
+        channels = self.unet.config.in_channels
+        if sees != space or config.num_channels != channels + 1:
+            raise ValueError(
+                f"the classifier sees {sees} of {config.num_channels - 1} channels and the noise level, but the "
+                f"pipeline works on {space} of {channels} channels; use one for these"
+            )
+        schedule = getattr(config, "noise_schedule", None)
+        ours = noise_schedule(self.scheduler.config, self.config.prediction_type)
+        if schedule is not None and schedule != ours:
+            raise ValueError(
+                f"the classifier was trained on another noise schedule ({schedule}) than the pipeline's ({ours})"
+            )
 
     # -- parts of a call ----------------------------------------------------------------------------------------------
 
@@ -351,10 +671,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Besides what [`label_ids`] takes, a floating-point tensor of shape `(B, K)` (multi-hot or soft labels) or
         `(B, T, K)` (tokens) is taken as it is.
         """
-        if self.num_classes == 0:
-            if labels is not None:
-                raise ValueError("this model is unconditional, so labels must be None; use num_images_per_prompt")
+        if labels is None and num_label_classes(self.unet.config) == 0:
             return None
+        if self.num_classes == 0:
+            raise ValueError("this model is unconditional, so labels must be None; use num_images_per_prompt")
         if isinstance(labels, np.ndarray):
             labels = torch.from_numpy(labels)
         if isinstance(labels, torch.Tensor) and labels.is_floating_point():
@@ -370,130 +690,64 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise ValueError("this model was trained without label dropout, so every picture needs a label")
         return tokens
 
-    def check_inputs(
-        self,
-        batch_size,
-        num_images_per_prompt,
-        num_inference_steps,
-        timesteps,
-        guidance_scale,
-        guidance_interval,
-        guidance_rescale,
-        eta,
-        generator,
-        latents,
-        output_type,
-        callback_on_step_end_tensor_inputs,
-    ):
-        """Raise before the first step for anything that can't be done, in one sentence."""
-        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be a positive whole number, not {num_images_per_prompt!r}")
-        num_images = batch_size * num_images_per_prompt
-        if num_images == 0:
-            raise ValueError("labels is empty; give one label for each picture")
-
-        name = type(self.scheduler).__name__
-        if name in SCHEDULERS_WITHOUT_GENERATOR:
-            raise ValueError(f"{name} takes no generator, so a picture could not belong to its seed; use another one")
-        if name in SCHEDULERS_OF_OTHER_MODELS or self.scheduler.config.get("use_flow_sigmas"):
-            raise ValueError(
-                f"{name}, as it is configured, is for models of another kind than this one; use another one"
-            )
-        predicts = self.scheduler.config.get("prediction_type")
-        if predicts != self.config.prediction_type:
-            raise ValueError(
-                f"the model was trained for prediction_type={self.config.prediction_type!r}, but the scheduler {name} "
-                f"samples {predicts!r}; make it with from_config(pipe.scheduler.config, "
-                f"prediction_type={self.config.prediction_type!r})"
-            )
-
-        if not hasattr(self.scheduler, "init_noise_sigma") or not hasattr(self.scheduler, "step"):
-            raise ValueError(
-                f"{name} is not a scheduler for this pipeline; use DDIM, DDPM, DPM-Solver++ or another one"
-            )
-        takes = list(inspect.signature(self.scheduler.step).parameters.values())[:4]
-        if any(item.default is item.empty for item in takes[3:] if item.kind is item.POSITIONAL_OR_KEYWORD):
-            raise ValueError(f"{name} steps by more than the model's output, so this pipeline can't use it")
-
-        num_train_timesteps = self.scheduler.config.num_train_timesteps
-        if timesteps is not None:
-            if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
-                raise ValueError(f"{name} takes no custom timesteps; use num_inference_steps")
-            timesteps = [int(t) for t in timesteps]
-            if not timesteps or sorted(set(timesteps), reverse=True) != timesteps:
-                raise ValueError(f"timesteps must be a strictly descending sequence, not {timesteps}")
-            if timesteps[0] >= num_train_timesteps or timesteps[-1] < 0:
-                raise ValueError(f"timesteps must lie in 0 to {num_train_timesteps - 1}, not {timesteps}")
-        elif (
-            not isinstance(num_inference_steps, numbers.Integral)
-            or not 1 <= num_inference_steps <= num_train_timesteps
-        ):
-            raise ValueError(
-                f"num_inference_steps must be a whole number from 1 to {num_train_timesteps}, "
-                f"not {num_inference_steps!r}"
-            )
-        elif (
-            name in ("DDIMScheduler", "DDIMParallelScheduler")
-            and self.scheduler.config.timestep_spacing == "trailing"
-            and num_train_timesteps % num_inference_steps
-        ):
-            # DDIM finds the previous timestep by integer division, which is wrong here.
-            raise ValueError(
-                f"{name} with timestep_spacing='trailing' needs a number of steps that divides {num_train_timesteps}, "
-                f"which {num_inference_steps} doesn't; use timestep_spacing='leading' or another number"
-            )
-
-        for what, value in (("guidance_scale", guidance_scale), ("eta", eta), ("guidance_rescale", guidance_rescale)):
-            if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
-                raise ValueError(f"{what} must be a number of at least 0, not {value!r}")
-        if guidance_scale > 1 and self.num_classes and not self.config.has_null_label:
-            raise ValueError(
-                f"guidance_scale={guidance_scale} needs a model trained with label dropout, which this one wasn't; "
-                "use guidance_scale=1"
-            )
-        if guidance_scale > 1 and not self.num_classes:
-            raise ValueError(f"guidance_scale={guidance_scale} needs labels, but this model is unconditional")
-        if not isinstance(guidance_interval, (tuple, list)) or len(guidance_interval) != 2:
-            raise ValueError(f"guidance_interval must be a pair (start, stop), not {guidance_interval!r}")
-        start, stop = guidance_interval
-        if not 0.0 <= start <= stop <= 1.0:
-            raise ValueError(f"guidance_interval must be (start, stop), 0 <= start <= stop <= 1, not {(start, stop)}")
-        if not 0.0 <= guidance_rescale <= 1.0:
-            raise ValueError(f"guidance_rescale must lie in [0, 1], not {guidance_rescale}")
-
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], not {eta}")
-        for one in generator if isinstance(generator, list) else [generator]:
-            if one is not None and not isinstance(one, torch.Generator):
-                raise ValueError(f"generator must be a torch.Generator or a list of them, not {one!r}")
-        if latents is not None and not isinstance(latents, torch.Tensor):
-            raise ValueError(f"latents must be a tensor, not {type(latents).__name__}")
-        if isinstance(generator, list) and len(generator) != num_images:
-            raise ValueError(f"generator is a list of {len(generator)}, but {num_images} pictures are asked for")
-        shape = (num_images, *self._latent_shape())
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
-        unknown = [key for key in callback_on_step_end_tensor_inputs or [] if key not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs may name {self._callback_tensor_inputs}, not {unknown}"
-            )
-
     def _latent_shape(self) -> tuple[int, int, int]:
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return (self.unet.config.in_channels, height, width)
 
+    def _set_timesteps(self, num_inference_steps, timesteps=None):
+        # On the CPU: schedulers look their tables up by them, which from a GPU would wait for it at every step.
+        if timesteps is not None:
+            self.scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
+        else:
+            self.scheduler.set_timesteps(num_inference_steps, device="cpu")
+        sigmas = getattr(self.scheduler, "sigmas", None)
+        leaps = timesteps is None and sigmas is not None and len(sigmas) > 2 and sigmas[0] > 100 * max(sigmas[1], 1)
+        if leaps and getattr(self.scheduler, "order", 1) == 2:
+            # Such a schedule begins at almost pure noise, for the cosine one at σ/α = 20,000, from where a step of
+            # second order lands far outside of the data by the smallest error of a prediction.
+            logger.warning(
+                f"{type(self.scheduler).__name__} would leap from a noise of {sigmas[0]:g} to {sigmas[1]:g} in its "
+                "first step; timestep_spacing='leading' is used instead"
+            )
+            self.scheduler.register_to_config(timestep_spacing="leading")
+            self.scheduler.set_timesteps(num_inference_steps, device="cpu")
+
+    def get_timesteps(self, strength: float) -> tuple[torch.Tensor, int]:
+        """The timesteps that denoise a picture noised to `strength`, and the index of the first of them."""
+        timesteps = self.scheduler.timesteps
+        order = getattr(self.scheduler, "order", 1)
+        steps = -(-len(timesteps) // order)  # second-order schedulers have two timesteps a step, but for the last
+        start = min((steps - _steps_of(strength, steps)) * order, len(timesteps))
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(start)
+        return timesteps[start:], start
+
+    def noise_levels(self, timesteps: torch.Tensor) -> list[tuple[float, float]]:
+        """(α, σ) of what the UNet sees at each timestep: α clean + σ noise."""
+        timesteps = timesteps.double().cpu()
+        if self.config.prediction_type == "flow_prediction":
+            sigmas = timesteps / self.scheduler.config.num_train_timesteps
+            return [(1 - sigma, sigma) for sigma in sigmas.tolist()]
+        alphas = self.scheduler.alphas_cumprod.double().cpu().clamp(1e-12, 1 - 1e-12).numpy()
+        # Schedulers that put a timestep between two of training do it by the logarithm of σ/α, too.
+        log_ratio = np.interp(timesteps.numpy(), np.arange(len(alphas)), np.log(1 / alphas - 1))
+        alpha_squared = 1 / (1 + np.exp(log_ratio))
+        return [(float(value) ** 0.5, float(1 - value) ** 0.5) for value in alpha_squared]
+
     def prepare_latents(self, num_images, dtype, device, generator, latents=None):
-        """Noise of the scheduler's initial scale, `(B, C, H, W)`; the given latents are scaled too."""
+        """Standard normal noise `(B, C, H, W)`, or what was given for it."""
         if latents is None:
             shape = (num_images, *self._latent_shape())
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        else:
-            latents = latents.to(device=device, dtype=dtype)
-        return latents * self.scheduler.init_noise_sigma
+            return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        return latents.to(device=device, dtype=dtype)
+
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Clean latents `(B, C, H, W)` as the scheduler knows them at a timestep `(1,)`."""
+        if self.config.prediction_type == "flow_prediction":
+            sigma = (timestep / self.scheduler.config.num_train_timesteps).item()
+            return (1 - sigma) * clean + sigma * noise
+        return self.scheduler.add_noise(clean, noise, timestep.repeat(len(clean)))
 
     def prepare_extra_step_kwargs(self, generator, eta):
         # Schedulers differ in what their step takes: only DDIM has eta, deterministic ones have no generator.
@@ -504,6 +758,63 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if "generator" in accepted:
             extra["generator"] = generator
         return extra
+
+    def preprocess_image(self, image: Any) -> torch.Tensor:
+        """Pictures `(B, C, H, W)` in [-1, 1], of the pipeline's size, from PIL images (of any size and mode), arrays
+        `(B, H, W, C)` or tensors `(B, C, H, W)` in [0, 1]; latents `(B, C, h, w)` stay what they are.
+
+        Raises:
+            ValueError: it is none of these, or has other channels.
+        """
+        if isinstance(image, torch.Tensor) and self.vqvae is not None and image.shape[-3:] == self._latent_shape():
+            return image if image.ndim == 4 else image.unsqueeze(0)
+        channels = self.unet.config.in_channels if self.vqvae is None else self.vqvae.config.in_channels
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        if images and all(isinstance(one, PIL.Image.Image) for one in images):
+            images = [one.convert("L" if channels == 1 else "RGB") for one in images]
+        pictures = self._preprocess(self.image_processor, images, "image")
+        if pictures.shape[1] != channels:
+            raise ValueError(f"image must have {channels} channels, not {pictures.shape[1]}")
+        return pictures
+
+    def preprocess_mask(self, mask_image: Any, image: Any) -> torch.Tensor:
+        """Masks `(B, 1, H, W)`, 1 where a picture is to be drawn anew and 0 where it is to be kept.
+
+        Raises:
+            ValueError: a mask of another size than the picture.
+        """
+        masks = list(mask_image) if isinstance(mask_image, (list, tuple)) else [mask_image]
+        if isinstance(image, torch.Tensor) and self.vqvae is not None and image.shape[-3:] == self._latent_shape():
+            size = self.image_size
+        else:
+            size = _size_of(image[0] if isinstance(image, (list, tuple)) else image)
+        for mask in masks:
+            if _size_of(mask) != size:
+                height, width = _size_of(mask)
+                raise ValueError(f"mask_image is {height}x{width}, but image is {size[0]}x{size[1]}; make them alike")
+        return self._preprocess(self.mask_processor, masks, "mask_image")
+
+    def _preprocess(self, processor, images, what):
+        height, width = self.image_size
+        if not images or not all(isinstance(one, type(images[0])) for one in images):
+            raise ValueError(f"{what} must be a picture or a list of them, all of one type")
+        try:
+            pictures = processor.preprocess(images if len(images) > 1 else images[0], height, width).float()
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"{what} must be PIL images, arrays (B, H, W, C) or tensors (B, C, H, W) in [0, 1], not "
+                f"{type(images[0]).__name__} ({' '.join(str(error).split())[:100]})"
+            ) from error
+        if not torch.isfinite(pictures).all():
+            raise ValueError(f"{what} holds values that are not finite")
+        return pictures
+
+    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures `(B, C, H, W)` in [-1, 1] to latents as the UNet knows them; latents stay as they are."""
+        if self.vqvae is None or tuple(pictures.shape[1:]) == self._latent_shape():
+            return pictures
+        latents = self.vqvae.encode(pictures.to(self.vqvae.dtype)).latents
+        return latents * self.vqvae.config.scaling_factor
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the UNet knows them to pictures `(B, C, H, W)` in about [-1, 1]."""
@@ -519,17 +830,79 @@ class ClassConditionalPipeline(DiffusionPipeline):
         quantized = codes[nearest].view(len(latents), *latents.shape[2:], -1).permute(0, 3, 1, 2)  # (B, C, h, w)
         return self.vqvae.decode(quantized.to(dtype), force_not_quantize=True).sample
 
+    def _prepare_conditioning(self, tokens, num_images_per_prompt, device, dtype) -> dict:
+        """What the UNet and the classifier are told of the labels."""
+        if tokens is not None:
+            tokens = tokens.to(device=device, dtype=dtype).repeat_interleave(num_images_per_prompt, dim=0)
+        takes_labels = num_label_classes(self.unet.config) > 0
+        of_unet = unet_conditioning(self.unet.config, tokens if takes_labels else None)
+        conditioning = {"tokens": tokens, "labels": of_unet}
+        if self.config.has_null_label and takes_labels:  # also where guidance is off now: a callback may turn it on
+            null_and_label = torch.cat([torch.zeros_like(tokens), tokens])
+            conditioning["null_and_labels"] = unet_conditioning(self.unet.config, null_and_label)
+        return conditioning
+
+    def _predict(self, sample, timestep, level, conditioning, guided=True) -> torch.Tensor:
+        """What the UNet says of a noisy `sample` `(B, C, H, W)`, guided by whatever the call asked for.
+
+        Args:
+            timestep: on the UNet's device, without dimensions.
+            level: (α, σ) at that timestep.
+            conditioning: of `_prepare_conditioning`.
+        """
+        if not (guided and self.do_classifier_free_guidance):
+            output = self.unet(sample, timestep, **conditioning["labels"], return_dict=False)[0]
+        else:
+            if self.guidance_unet is not None:
+                cond = self.unet(sample, timestep, **conditioning["labels"], return_dict=False)[0]
+                weak = self.guidance_unet(sample, timestep, **conditioning["labels"], return_dict=False)[0]
+            else:
+                both = torch.cat([sample] * 2)
+                both = self.unet(both, timestep, **conditioning["null_and_labels"], return_dict=False)[0]
+                weak, cond = both.chunk(2)
+            output = weak + self.guidance_scale * (cond - weak)
+            if self.guidance_rescale > 0:
+                output = rescale_guidance(output, cond, self.guidance_rescale)
+        alpha, sigma = level
+        if guided and self.classifier_guidance_scale > 0 and alpha > 1e-3:  # where there is any signal
+            gradient = self._classifier_gradient(sample, timestep, conditioning["tokens"])
+            # score + s gradient (Dhariwal and Nichol 2021, eq. 13), in terms of what the UNet predicts
+            factor = {"epsilon": -sigma, "sample": sigma**2 / alpha}.get(self.config.prediction_type, -sigma / alpha)
+            output = output + (self.classifier_guidance_scale * factor) * gradient.to(output.dtype)
+        return output
+
+    def _classifier_gradient(self, sample, timestep, tokens) -> torch.Tensor:
+        """∇ log p(labels | sample) of the classifier, `(B, C, H, W)`, float32."""
+        level = (timestep / self.scheduler.config.num_train_timesteps).expand(len(sample))
+        config = self.classifier.config
+        with torch.inference_mode(False), torch.enable_grad():
+            noisy = sample.detach().float().clone().requires_grad_()
+            inputs = classifier_inputs(noisy, level, config.image_size)
+            logits = self.classifier(pixel_values=inputs.to(self.classifier.dtype)).logits.float()  # (B, K)
+            if config.problem_type == "multi_label_classification":
+                log_probabilities = F.logsigmoid(logits)
+            else:
+                log_probabilities = F.log_softmax(logits, dim=1)
+            wanted = tokens.float().sum(dim=1).clone()  # (B, K); zeros for the null label, which asks for nothing
+            return torch.autograd.grad((wanted * log_probabilities).sum(), noisy)[0]
+
+    # -- the call -----------------------------------------------------------------------------------------------------
+
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         labels: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float | None = None,
         num_images_per_prompt: int = 1,
         num_inference_steps: int | None = None,
-        timesteps: Sequence[int] | None = None,
+        timesteps: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_rescale: float = 0.0,
+        classifier_guidance_scale: float | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -543,29 +916,40 @@ class ClassConditionalPipeline(DiffusionPipeline):
         class_labels: Any = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Generate pictures of the given labels.
+        Generate pictures of the given labels, vary given pictures, or draw parts of them anew.
 
         Args:
             labels: one entry a picture: an id, a name, a set of them, or `None` for the null label; or a tensor (see
                 [`~ClassConditionalPipeline.encode_labels`]). `None` draws one picture without a label.
+            image (*optional*): a picture or a list of them, one for all labels or one for each: PIL images, which are
+                scaled to the pipeline's size, arrays `(B, H, W, C)` or tensors `(B, C, H, W)` in [0, 1], or latents.
+                It is noised to `strength` and denoised by the labels (Meng et al. 2022, SDEdit).
+            mask_image (*optional*): of the size of `image`; what is white (over 0.5) is drawn anew, the rest is kept.
+            strength (`float`, *optional*): the part of the steps that is done, in [0, 1]: 0 gives the picture back, 1
+                forgets it. By default 0.8, with a mask 1.
             num_images_per_prompt (`int`): pictures for each entry of `labels`.
             num_inference_steps (`int`, *optional*): denoising steps; the pipeline's recommended number by default.
-            timesteps (`Sequence[int]`, *optional*): descending timesteps instead, for schedulers that take them.
+            timesteps (`Sequence[float]`, *optional*): descending timesteps instead, for schedulers that take them.
             guidance_scale (`float`, *optional*): w of classifier-free guidance, uncond + w (cond - uncond) (Ho and
-                Salimans 2022); it acts when > 1. The pipeline's recommended one by default.
+                Salimans 2022); it acts when > 1. With a `guidance_unet`, weak + w (cond - weak) (Karras et al. 2024).
+                The pipeline's recommended one by default.
             guidance_interval (`tuple[float, float]`): the part of the steps that is guided, 0 being the first step and
                 1 the last (Kynkäänniemi et al. 2024); the others cost half.
             guidance_rescale (`float`): φ of Lin et al. 2023, eq. 16, in [0, 1].
+            classifier_guidance_scale (`float`, *optional*): s of classifier guidance (Dhariwal and Nichol 2021), on
+                top of the other or instead of it; it acts when > 0. The pipeline's recommended one by default.
             eta (`float`): η of DDIM (Song et al. 2021, eq. 16), in [0, 1]; other schedulers ignore it.
             generator (`torch.Generator` or a list of them, *optional*): with a list, one for each picture, a picture
                 depends on its own generator and not on the batch it is drawn in.
-            latents (`torch.Tensor`, *optional*): standard normal noise `(B, C, H, W)` to start from.
+            latents (`torch.Tensor`, *optional*): standard normal noise `(B, C, H, W)` to start from, or to noise
+                `image` by.
             output_type (`str`): `"pil"`; `"np"`, `(B, H, W, C)` in [0, 1]; `"pt"`, `(B, C, H, W)` in [0, 1]; or
                 `"latent"`, what the UNet ends with.
             return_dict (`bool`): an [`ImagePipelineOutput`] rather than a tuple.
-            callback_on_step_end: called after each step as `callback(pipe, step_index, timestep, tensors)`; the dict
-                that it returns replaces the tensors.
-            callback_on_step_end_tensor_inputs (`list[str]`, *optional*): which tensors it sees; `["latents"]`.
+            callback_on_step_end: called after each step as `callback(pipe, step_index, timestep, tensors)`; the
+                `latents` of the dict that it returns replace the pipeline's.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*): which tensors it sees: `"latents"` and
+                `"pred_original_sample"`, the clean latents as predicted in this step.
             class_labels: an alias of `labels`.
 
         Examples:
@@ -584,64 +968,98 @@ class ClassConditionalPipeline(DiffusionPipeline):
         # 1. Check, before any work
         if labels is not None and class_labels is not None:
             raise ValueError("class_labels is an alias of labels; give one of them")
-        tokens = self.encode_labels(class_labels if labels is None else labels)  # (B, T, K) or None
+        labels = class_labels if labels is None else labels
+        tokens = self.encode_labels(labels)  # (B, T, K) or None
         if guidance_scale is None:
             guidance_scale = self.config.default_guidance_scale
+        if classifier_guidance_scale is None:
+            classifier_guidance_scale = self.config.default_classifier_guidance_scale
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
         if isinstance(generator, tuple):
             generator = list(generator)
-        batch_size = 1 if tokens is None else tokens.shape[0]
+        if image is None and (strength is not None or mask_image is not None):
+            raise ValueError("strength and mask_image need an image; without one, pictures are drawn from noise")
+        if image is not None and strength is None:
+            strength = 0.8 if mask_image is None else 1.0
+        pictures = self.preprocess_image(image) if image is not None else None  # (1 or B, C, H, W)
+        mask = self.preprocess_mask(mask_image, image) if mask_image is not None else None  # (1 or B, 1, H, W)
+        counts = {
+            name: len(values)
+            for name, values in (("labels", tokens), ("image", pictures), ("mask_image", mask))
+            if values is not None
+        }
+        batch_size = max(counts.values(), default=1)
+        if any(count not in (1, batch_size) for count in counts.values()):
+            said = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            raise ValueError(f"labels, image and mask_image must be one for all or one for each picture, not {said}")
+        if counts.get("labels") == 0:
+            batch_size = 0
         self.check_inputs(
-            batch_size,
-            num_images_per_prompt,
-            num_inference_steps,
-            timesteps,
-            guidance_scale,
-            guidance_interval,
-            guidance_rescale,
-            eta,
-            generator,
-            latents,
-            output_type,
-            callback_on_step_end_tensor_inputs,
+            batch_size=batch_size,
+            num_images_per_prompt=num_images_per_prompt,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            classifier_guidance_scale=classifier_guidance_scale,
+            eta=eta,
+            generator=generator,
+            latents=latents,
+            strength=strength,
+            has_labels=labels is not None,
+            output_type=output_type,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         self._guidance_scale = guidance_scale
         self._guidance_rescale = guidance_rescale
+        self._classifier_guidance_scale = classifier_guidance_scale
         device, dtype = self._execution_device, self.unet.dtype
+        num_images = batch_size * num_images_per_prompt
 
         # 2. Labels, with and without the unconditional half
-        conditioning = self._conditioning(tokens, num_images_per_prompt, device, dtype)
-        if self.config.has_null_label:  # also where guidance is off now: a callback may turn it on
-            null_and_label = torch.cat([torch.zeros_like(tokens), tokens])
-            guided_conditioning = self._conditioning(null_and_label, num_images_per_prompt, device, dtype)
+        if tokens is not None and len(tokens) == 1:
+            tokens = tokens.expand(batch_size, -1, -1)
+        conditioning = self._prepare_conditioning(tokens, num_images_per_prompt, device, dtype)
 
-        # 3. Timesteps and noise
-        if timesteps is not None:
-            self.scheduler.set_timesteps(timesteps=list(timesteps), device=device)
-        else:
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
+        # 3. Timesteps, and what to denoise
+        self._set_timesteps(num_inference_steps, timesteps)
+        all_steps = len(self.scheduler.timesteps)
+        timesteps, first_step = self.get_timesteps(1.0 if strength is None else strength)
         self._num_timesteps = len(timesteps)
-        latents = self.prepare_latents(batch_size * num_images_per_prompt, dtype, device, generator, latents)
+        levels = self.noise_levels(timesteps)
+        timesteps_on_device = timesteps.to(device)  # once: from here on the CPU never waits for the device
+        noise = self.prepare_latents(num_images, dtype, device, generator, latents)
+        if pictures is not None:
+            pictures = _for_each(pictures, batch_size, num_images_per_prompt).to(device)
+            clean = self.encode_images(pictures).to(dtype)  # (B, C, h, w)
+        if mask is not None:
+            mask = _for_each(mask, batch_size, num_images_per_prompt).to(device=device, dtype=dtype)
+            redrawn = F.adaptive_max_pool2d(mask, noise.shape[-2:])  # (B, 1, h, w): all that the mask touches
+        if pictures is None or strength == 1:
+            latents = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        else:
+            latents = self.add_noise(clean, noise, timesteps[:1]).to(dtype) if strength > 0 else clean
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         # 4. Denoise
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for i, t in enumerate(timesteps):
-                progress = i / max(self._num_timesteps - 1, 1)
-                guided = self.do_classifier_free_guidance and guidance_interval[0] <= progress <= guidance_interval[1]
-                if guided:
-                    sample = self.scheduler.scale_model_input(torch.cat([latents] * 2), t)
-                    uncond, cond = self.unet(sample, t, **guided_conditioning, return_dict=False)[0].chunk(2)
-                    model_output = uncond + self.guidance_scale * (cond - uncond)
-                    if self.guidance_rescale > 0:
-                        model_output = rescale_guidance(model_output, cond, self.guidance_rescale)
-                else:
-                    sample = self.scheduler.scale_model_input(latents, t)
-                    model_output = self.unet(sample, t, **conditioning, return_dict=False)[0]
+                progress = (first_step + i) / max(all_steps - 1, 1)
+                guided = guidance_interval[0] <= progress <= guidance_interval[1]
+                sample = latents
+                if hasattr(self.scheduler, "scale_model_input"):
+                    sample = self.scheduler.scale_model_input(latents, t).to(dtype)
+                model_output = self._predict(sample, timesteps_on_device[i], levels[i], conditioning, guided)
+                if "pred_original_sample" in callback_on_step_end_tensor_inputs:
+                    pred_original_sample = predict_clean(model_output, sample, *levels[i], self.config.prediction_type)
                 latents = self.scheduler.step(model_output, t, latents, **extra_step_kwargs, return_dict=False)[0]
                 latents = latents.to(dtype)  # some schedulers compute in float32
+                if mask is not None:
+                    last = i + 1 == len(timesteps)
+                    kept = clean if last else self.add_noise(clean, noise, timesteps[i + 1 : i + 2]).to(dtype)
+                    latents = redrawn * latents + (1 - redrawn) * kept
 
                 if callback_on_step_end is not None:
                     tensors = {}
@@ -655,18 +1073,195 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if output_type == "latent":
             images = latents
         else:
-            images = self.image_processor.postprocess(self.decode_latents(latents), output_type=output_type)
+            images = self.decode_latents(latents)
+            if mask is not None and images.shape == pictures.shape:  # what is kept is kept to the bit
+                images = mask * images + (1 - mask) * pictures.to(images.dtype)
+            images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _conditioning(self, tokens, num_images_per_prompt, device, dtype):
+    @torch.no_grad()
+    def interpolate(
+        self,
+        labels: Any = None,
+        num_images: int = 8,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ImagePipelineOutput | tuple:
+        """Pictures on the way from one to another: between two seeds, two labels, or both, by [`slerp`].
+
+        Args:
+            labels: none, one entry for all pictures, or two to go from and to.
+            num_images (`int`): how many, with both ends.
+            generator: two draw the noise of the two ends, one draws the same noise for all. What a stochastic
+                scheduler adds is the same for all pictures.
+            latents (`torch.Tensor`, *optional*): `(1, C, H, W)` or `(2, C, H, W)`, the noise of the ends instead.
+            kwargs: of a call.
+
+        Raises:
+            ValueError: more than two ends, or what a call raises.
+        """
+        generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+        tokens = self.encode_labels(labels)
+        for what, count in (
+            ("labels", 1 if tokens is None else len(tokens)),
+            ("generator", len(generators)),
+            ("latents", 1 if latents is None else len(latents)),
+        ):
+            if count not in (1, 2):
+                raise ValueError(f"interpolate goes between two {what}, or keeps one, not {count}")
+        if not isinstance(num_images, int) or num_images < 2:
+            raise ValueError(f"num_images must be a whole number of at least 2, not {num_images!r}")
+        weights = torch.linspace(0, 1, num_images)
+        if latents is None:
+            ends = [self.prepare_latents(1, self.unet.dtype, self._execution_device, one) for one in generators]
+            latents = torch.cat(ends)
+        latents = slerp(latents[0], latents[-1], weights)  # (N, C, H, W)
         if tokens is not None:
-            tokens = tokens.to(device=device, dtype=dtype).repeat_interleave(num_images_per_prompt, dim=0)
-        return unet_conditioning(self.unet.config, tokens)
+            tokens = torch.stack(
+                [slerp(first, last, weights) for first, last in zip(tokens[0], tokens[-1])], dim=1
+            )  # (N, T, K)
+        else:
+            kwargs["num_images_per_prompt"] = num_images
+        if generators[0] is not None:
+            generators = [_copy(generators[0]) for _ in range(num_images)]
+        return self(labels=tokens, latents=latents, generator=generators if generators[0] else None, **kwargs)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        image: Any,
+        labels: Any = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        num_refinements: int = 3,
+    ) -> torch.Tensor:
+        """The noise `(B, C, H, W)` from which this pipeline draws the given pictures: DDIM inversion.
+
+        `pipe(labels=labels, latents=pipe.invert(image, labels), guidance_scale=1)` is `image` again, as well as its
+        autoencoder can, and with other labels it is the same hand writing something else. Each step of the
+        deterministic sampler, x_s = α_s x̂(x_t) + σ_s ε̂(x_t) (Song et al. 2021, eq. 12), is solved for x_t by
+        fixed-point iterations; the first takes ε̂ at x_s, as plain inversion does.
+
+        Args:
+            image: as in a call.
+            labels: what the pictures show.
+            num_inference_steps (`int`, *optional*): as many as the picture is to be drawn in.
+            guidance_scale (`float`): to be drawn by; over 1 the inversion is rough.
+            num_refinements (`int`): iterations after the first.
+
+        Raises:
+            ValueError: another scheduler than DDIM (for flows: Euler), or what a call raises.
+        """
+        flow = self.config.prediction_type == "flow_prediction"
+        name = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
+        if type(self.scheduler).__name__ != name:
+            raise ValueError(f"invert runs {name} backwards, not {type(self.scheduler).__name__}; swap it in before")
+        if not isinstance(num_refinements, int) or num_refinements < 0:
+            raise ValueError(f"num_refinements must be a whole number of at least 0, not {num_refinements!r}")
+        tokens = self.encode_labels(labels)
+        pictures = self.preprocess_image(image)
+        batch_size = max(len(pictures), 1 if tokens is None else len(tokens))
+        if len(pictures) not in (1, batch_size) or (tokens is not None and len(tokens) not in (1, batch_size)):
+            raise ValueError(f"labels must be one for all or one for each of {len(pictures)} pictures")
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
+        self.check_inputs(batch_size, 1, num_inference_steps, guidance_scale=guidance_scale)
+        self._guidance_scale, self._guidance_rescale, self._classifier_guidance_scale = guidance_scale, 0.0, 0.0
+        device, dtype = self._execution_device, self.unet.dtype
+
+        tokens = None if tokens is None else tokens.expand(batch_size, -1, -1)
+        conditioning = self._prepare_conditioning(tokens, 1, device, dtype)
+        self._set_timesteps(num_inference_steps)
+        timesteps = self.scheduler.timesteps
+        levels = self.noise_levels(timesteps)
+        if flow:
+            next_levels = [*levels[1:], (1.0, 0.0)]
+        else:
+            stride = self.scheduler.config.num_train_timesteps // num_inference_steps
+            final = float(self.scheduler.final_alpha_cumprod)
+            next_levels = [
+                level if t >= stride else (final**0.5, (1 - final) ** 0.5)
+                for t, level in zip(timesteps.tolist(), self.noise_levels((timesteps - stride).clamp(min=0)))
+            ]
+        latents = self.encode_images(_for_each(pictures, batch_size, 1).to(device)).to(dtype)
+        on_device = timesteps.to(device)
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i in reversed(range(len(timesteps))):
+                (alpha, sigma), (next_alpha, next_sigma) = levels[i], next_levels[i]
+                less_noisy = latents
+                for _ in range(1 + num_refinements):
+                    model_output = self._predict(latents, on_device[i], levels[i], conditioning)
+                    clean = predict_clean(model_output, latents, alpha, sigma, self.config.prediction_type)
+                    noise = (latents - alpha * clean) / sigma
+                    latents = alpha / next_alpha * (less_noisy - next_sigma * noise) + sigma * noise
+                progress_bar.update()
+        self.maybe_free_model_hooks()
+        return latents
 
 
-def rescale_guidance(guided: torch.Tensor, cond: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
-    """Bring the guided output `(B, C, H, W)` back to the conditional one's deviation (Lin et al. 2023, eq. 15-16)."""
-    dims = list(range(1, cond.ndim))
-    rescaled = guided * (cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))
-    return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
+# ---------------------------------------------------------------------------------------------------------------------
+# Helpers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def noise_schedule(scheduler_config: Any, prediction_type: str) -> dict:
+    """What says how noisy a timestep is: the settings by which a scheduler makes its noise levels."""
+    keys = ["num_train_timesteps"]
+    if prediction_type != "flow_prediction":
+        keys += ["beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr"]
+    schedule = {key: scheduler_config.get(key) for key in keys}
+    if schedule.get("beta_schedule") == "squaredcos_cap_v2":  # has no ends to be set
+        schedule.pop("beta_start")
+        schedule.pop("beta_end")
+    schedule["rescale_betas_zero_snr"] = bool(schedule.get("rescale_betas_zero_snr"))
+    return schedule if prediction_type != "flow_prediction" else {**schedule, "flow": True}
+
+
+def _stock_scheduler(scheduler):
+    """A scheduler as diffusers can load it: itself, or what it is derived from."""
+    cls = type(scheduler)
+    if cls.__module__.split(".")[0] == "diffusers":
+        return scheduler
+    base = next((one for one in cls.__mro__ if one.__module__.startswith("diffusers.") and hasattr(one, "step")), None)
+    if base is None:
+        raise ValueError(
+            f"{cls.__name__} is no scheduler of diffusers, nor derived from one, so nobody else could load it; give "
+            "the pipeline another scheduler before it is saved"
+        )
+    logger.warning(f"{cls.__name__} is no scheduler of diffusers; the pipeline is saved with a {base.__name__}")
+    known = inspect.signature(base.__init__).parameters
+    return base.from_config({key: value for key, value in scheduler.config.items() if key in known})
+
+
+def _steps_of(strength: float, num_inference_steps: int) -> int:
+    return min(int(num_inference_steps * strength + 1e-6), num_inference_steps)
+
+
+def _size_of(image: Any) -> tuple[int, int]:
+    """Height and width of a picture or a batch, before it is scaled."""
+    if isinstance(image, PIL.Image.Image):
+        return image.height, image.width
+    if isinstance(image, torch.Tensor) and image.ndim >= 2:
+        return tuple(image.shape[-2:])
+    if isinstance(image, np.ndarray) and image.ndim >= 2:
+        return tuple(image.shape[:2] if image.ndim < 4 else image.shape[1:3])
+    raise ValueError(f"a picture must be a PIL image, an array or a tensor, not {type(image).__name__}")
+
+
+def _for_each(tensor: torch.Tensor, batch_size: int, num_images_per_prompt: int) -> torch.Tensor:
+    if len(tensor) == 1:
+        tensor = tensor.expand(batch_size, *tensor.shape[1:])
+    return tensor.repeat_interleave(num_images_per_prompt, dim=0)
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    copied = torch.Generator(device=generator.device)
+    copied.set_state(generator.get_state())
+    return copied
+
+
+def _few(names) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

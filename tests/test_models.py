@@ -17,6 +17,7 @@ from hwdiffusion.models import (
     load_vqvae,
     sampling_scheduler,
 )
+from hwdiffusion.objectives import add_noise
 from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
 
 
@@ -75,7 +76,7 @@ def test_every_shipped_preset_builds_models_that_fit_together(preset):
     scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent=script == "train_ldm")
     unet = build_unet(config.sections["unet"], shape, num_classes=10).eval()
     sample = torch.randn(2, *shape)
-    noisy = scheduler.add_noise(sample, torch.randn_like(sample), torch.tensor([3, 900]))
+    noisy = add_noise(scheduler, sample, torch.randn_like(sample), torch.tensor([3, 900]))
     num_classes = num_label_classes(unet.config)
     assert num_classes == (0 if "unconditional" in preset else 10)
     first, other = denoise(unet, noisy, [0, 1], num_classes), denoise(unet, noisy, [0, 9], num_classes)

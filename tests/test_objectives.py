@@ -116,27 +116,40 @@ def test_an_unweighted_loss_is_the_mean_squared_error():
 @pytest.mark.parametrize("size", [1, 4, 50])
 def test_stratified_timesteps_fall_one_into_each_stratum(size):
     for step in range(50):
-        timesteps = draw_timesteps(Draws(0, step, torch.arange(size)), 1000, "stratified", size)
+        timesteps = draw_timesteps(Draws(0, step, torch.arange(size)), DDPMScheduler(), "stratified", size)
         assert torch.equal(timesteps // (1000 // size), torch.arange(size))
 
 
 @pytest.mark.parametrize("sampling", ["stratified", "uniform"])
 def test_processes_draw_their_slices_of_the_timesteps(sampling):
-    whole = draw_timesteps(Draws(0, 5, torch.arange(32)), 1000, sampling, 32)
-    parts = [draw_timesteps(Draws(0, 5, torch.arange(start, start + 16)), 1000, sampling, 32) for start in (0, 16)]
+    whole = draw_timesteps(Draws(0, 5, torch.arange(32)), DDPMScheduler(), sampling, 32)
+    parts = [
+        draw_timesteps(Draws(0, 5, torch.arange(start, start + 16)), DDPMScheduler(), sampling, 32)
+        for start in (0, 16)
+    ]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def timesteps_of_a_run(noise_scheduler, sampling: str, size: int = 4, steps: int = 400) -> torch.Tensor:
+    """What a step of `size` samples draws, `(steps, size)`."""
+    draws = (Draws(0, step, torch.arange(size)) for step in range(steps))
+    return torch.stack([draw_timesteps(drawn, noise_scheduler, sampling, size) for drawn in draws])
 
 
 @pytest.mark.parametrize("sampling, steps_of_a_part", [("stratified", 10), ("uniform", 40)])
 def test_timesteps_are_uniform_over_a_run(sampling, steps_of_a_part):
-    drawn = torch.stack([draw_timesteps(Draws(0, step, torch.arange(4)), 40, sampling, 4) for step in range(400)])
+    drawn = torch.stack(
+        [draw_timesteps(Draws(0, step, torch.arange(4)), DDPMScheduler(40), sampling, 4) for step in range(400)]
+    )
     counts = torch.bincount(drawn.reshape(-1) % steps_of_a_part, minlength=steps_of_a_part)
     assert drawn.unique().tolist() == list(range(40))
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_uniform_timesteps_are_independent_of_their_place():
-    drawn = torch.stack([draw_timesteps(Draws(0, step, torch.arange(4)), 1000, "uniform", 4) for step in range(400)])
+    drawn = torch.stack(
+        [draw_timesteps(Draws(0, step, torch.arange(4)), DDPMScheduler(), "uniform", 4) for step in range(400)]
+    )
     correlation = torch.corrcoef(drawn.double().T) - torch.eye(4)
     assert correlation.abs().max() < 4 / 400**0.5
     assert (drawn.double().mean(dim=0) - 499.5).abs().max() < 4 * (1000**2 / 12 / 400) ** 0.5

@@ -1,5 +1,6 @@
 """The pipeline's contract, on tiny random models of every kind that training makes."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -7,10 +8,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECTION, TINY_UNET, TINY_VQVAE, TOKENS
+from conftest import PROJECTION, TINY_UNET
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -22,46 +24,11 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from tiny import KINDS, NAMES, PREDICTION_TYPES, ask, make_classifier, make_pipeline, make_unet, seeds
 
-from hwdiffusion.models import build_unet, build_vqvae, latent_shape
+from hwdiffusion.models import build_unet
 from hwdiffusion.pipelines import ClassConditionalPipeline, label_ids, label_tokens, unet_conditioning
-
-
-NAMES = {0: "cat", 1: "dog", 2: "wild"}
-KINDS = ("pixel", "latent", "tokens", "unconditional", "odd")
-
-
-def make_pipeline(kind: str = "latent", **config) -> ClassConditionalPipeline:
-    torch.manual_seed(0)
-    vqvae, shape = None, (1, 8, 8)
-    if kind == "latent":
-        vqvae = build_vqvae(TINY_VQVAE, 1, (16, 16)).eval()
-        vqvae.register_to_config(scaling_factor=1.7)
-        shape = latent_shape(vqvae, (16, 16))
-    if kind == "odd":
-        shape = (3, 7, 9)
-    odd = {"up_block_types": ["UpBlock2D", "UpBlock2D"]} if kind == "odd" else {}
-    section = {**TINY_UNET, **odd, **({} if kind == "unconditional" else TOKENS if kind == "tokens" else PROJECTION)}
-    unet = build_unet(section, shape, 0 if kind == "unconditional" else len(NAMES)).eval()
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False)
-    labelled = {} if kind == "unconditional" else {"id2label": NAMES, "has_null_label": True}
-    pipe = ClassConditionalPipeline(
-        unet=unet,
-        scheduler=scheduler,
-        vqvae=vqvae,
-        prediction_type="v_prediction",
-        **{**labelled, "default_num_inference_steps": 4, **config},
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def seeds(*numbers):
-    return [torch.Generator().manual_seed(number) for number in numbers]
-
-
-def ask(kind, *labels):
-    return {"num_images_per_prompt": len(labels)} if kind == "unconditional" else {"labels": list(labels)}
+from hwdiffusion.schedulers import AnnealedLangevinScheduler
 
 
 # -- labels -----------------------------------------------------------------------------------------------------------
@@ -163,15 +130,82 @@ def test_rescaled_guidance_has_the_deviation_of_the_conditional_output():
     assert torch.equal(rescale_guidance(guided, cond, 0.0), guided)
 
 
+ALL_SCHEDULERS = sorted(name for name in diffusers._import_structure["schedulers"] if name.endswith("Scheduler"))
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+SCHEDULERS = [
+    *((name, {}) for name in ALL_SCHEDULERS),
+    ("DPMSolverMultistepScheduler", SDE),
+    ("DPMSolverSinglestepScheduler", SDE),
+    ("AnnealedLangevinScheduler", {}),
+    ("AnnealedLangevinScheduler", {"predictor": None, "num_corrector_steps": 2}),
+]
+USABLE = {
+    "AnnealedLangevinScheduler",
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"),
+    *("LCMScheduler", "TCDScheduler", "SASolverScheduler"),
+}
+NEED_MORE = {"AmusedScheduler", "RFD4ProteinaScheduler", "VQDiffusionScheduler"}  # than a config can give
+
+
+def scheduler_class(name: str):
+    return AnnealedLangevinScheduler if name == "AnnealedLangevinScheduler" else getattr(diffusers, name)
+
+
+@pytest.mark.parametrize("name, settings", SCHEDULERS, ids=lambda value: value if isinstance(value, str) else None)
+def test_a_picture_belongs_to_its_generator_or_the_scheduler_is_refused_by_name(name, settings):
+    if name in NEED_MORE:
+        pytest.skip(f"{name} can't be made from the config of another")
+    pipe = make_pipeline("pixel")
+    options = {"output_type": "latent", "num_inference_steps": 5, "eta": 0.7}
+    if name not in USABLE:
+        pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("the UNet was called"))
+        with pytest.raises(ValueError, match=name):
+            pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config, **settings)
+            pipe(labels=[0, 1, 2], generator=seeds(5, 6, 7), **options)
+        return
+    pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config, **settings)
+    together = pipe(labels=[0, 1, 2], generator=seeds(5, 6, 7), **options).images
+    assert torch.isfinite(together).all()
+    alone = pipe(labels=[1], generator=seeds(6), **options).images
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+    reversed_order = pipe(labels=[2, 1, 0], generator=seeds(7, 6, 5), **options).images
+    torch.testing.assert_close(together, reversed_order.flip(0), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_depends_on_its_generator_and_not_on_its_batch(kind):
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
+def test_a_picture_of_every_kind_of_model_belongs_to_its_generator(kind, scheduler):
     pipe = make_pipeline(kind)
-    for scheduler in (DDIMScheduler, DDPMScheduler):
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-        options = {"output_type": "latent", "num_inference_steps": 5}
-        together = pipe(**ask(kind, 0, 1, 2), generator=seeds(5, 6, 7), **options).images
-        alone = pipe(**ask(kind, 1), generator=seeds(6), **options).images
-        torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-5)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    options = {"output_type": "latent", "num_inference_steps": 5}
+    guided = {} if kind == "unconditional" else {"guidance_scale": 2.0}
+    together = pipe(**ask(kind, 0, 1, 2), generator=seeds(5, 6, 7), **options, **guided).images
+    alone = pipe(**ask(kind, 1), generator=seeds(6), **options, **guided).images
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+
+
+def test_a_scheduler_that_draws_from_the_global_state_is_refused_by_name():
+    class DPMSolverSDEScheduler(DDIMScheduler):  # the real one can't be made without torchsde
+        pass
+
+    pipe = make_pipeline("pixel")
+    pipe.scheduler = DPMSolverSDEScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="DPMSolverSDEScheduler takes no generator"):
+        pipe(labels=[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"]
+)
+def test_solvers_of_second_order_do_not_leap_out_of_a_cosine_schedule(name):
+    """Their own spacing begins at a noise of 20,000, and from there ends far outside of any data."""
+    pipe = make_pipeline("pixel")
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, timestep_spacing="linspace")
+    images = pipe(labels=[0], generator=seeds(0), num_inference_steps=5, output_type="latent").images
+    assert images.std() < 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -485,3 +519,158 @@ def test_schedulers_of_other_kinds_of_models_are_refused():
     pipe.scheduler = EDMEulerScheduler(prediction_type="v_prediction")
     with pytest.raises(ValueError, match="models of another kind"):
         pipe(labels=[0])
+
+
+# -- what diffusers asks of its own pipelines -------------------------------------------------------------------------
+
+
+def test_a_label_may_be_repeated_in_a_list_with_one_generator_for_all():
+    """As diffusers' own tests call pipelines: an int that batching turns into a list."""
+    pipe = make_pipeline()
+    for batch in (1, 2):
+        for each in (1, 2):
+            images = pipe(
+                class_labels=batch * [1], num_images_per_prompt=each, generator=seeds(0)[0], output_type="pt"
+            )[0]
+            assert images.shape[0] == batch * each
+    assert pipe(class_labels=1, output_type="pt")[0].shape[0] == 1
+
+
+@pytest.mark.parametrize("safe_serialization", [True, False])
+def test_weights_survive_a_variant(tmp_path, safe_serialization):
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path, variant="fp16", safe_serialization=safe_serialization)
+    loaded = ClassConditionalPipeline.from_pretrained(tmp_path, variant="fp16")
+    for name in ("unet", "vqvae"):
+        ours, theirs = getattr(pipe, name).state_dict(), getattr(loaded, name).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    with pytest.raises(ValueError, match="variant=other"):
+        ClassConditionalPipeline.from_pretrained(tmp_path, variant="other")
+
+
+def test_optional_components_can_be_taken_out_saved_and_given_again(tmp_path):
+    pipe = make_pipeline()
+    pipe.classifier = make_classifier(pipe)
+    pipe.guidance_unet = make_unet("latent", (2, 8, 8), seed=1)
+    pipe.save_pretrained(tmp_path / "all")
+    index = json.loads((tmp_path / "all" / "model_index.json").read_text())
+    assert index["classifier"] == ["transformers", "ResNetForImageClassification"]
+    assert index["guidance_unet"] == ["diffusers", "UNet2DConditionModel"]
+    loaded = ClassConditionalPipeline.from_pretrained(tmp_path / "all")
+    options = {"labels": [1], "guidance_scale": 2.0, "classifier_guidance_scale": 1.0, "output_type": "latent"}
+    loaded.set_progress_bar_config(disable=True)
+    ours, theirs = (p(**options, generator=seeds(0)).images for p in (pipe, loaded))
+    assert torch.equal(ours, theirs)
+    for name in pipe._optional_components:
+        setattr(loaded, name, None)
+    expected = loaded(labels=[1], generator=seeds(0), output_type="pt").images
+    loaded.save_pretrained(tmp_path / "none")
+    again = ClassConditionalPipeline.from_pretrained(tmp_path / "none")
+    assert all(getattr(again, name) is None for name in pipe._optional_components)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(again(labels=[1], generator=seeds(0), output_type="pt").images, expected)
+    given = ClassConditionalPipeline.from_pretrained(tmp_path / "none", guidance_unet=pipe.guidance_unet)
+    assert given.guidance_unet is pipe.guidance_unet
+
+
+def test_each_component_loads_in_the_dtype_that_is_asked_of_it(tmp_path):
+    make_pipeline().save_pretrained(tmp_path)
+    wanted = {"unet": torch.bfloat16, "default": torch.float16}
+    loaded = ClassConditionalPipeline.from_pretrained(tmp_path, torch_dtype=wanted)
+    assert (loaded.unet.dtype, loaded.vqvae.dtype) == (torch.bfloat16, torch.float16)
+    assert loaded(labels=[1], output_type="pt").images.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["latent", "tokens"])
+def test_attention_slicing_and_offloading_draw_the_same(kind):
+    """Offloading is to the CPU and back, so that its hooks are tried where there is no other device."""
+    pipe = make_pipeline(kind)
+    pipe.guidance_unet = make_unet(kind, pipe._latent_shape(), seed=1)
+    pipe.classifier = make_classifier(pipe)
+    mask = torch.zeros(1, 1, *pipe.image_size)
+    mask[..., :3] = 1
+
+    def run():
+        options = {"guidance_scale": 2.0, "classifier_guidance_scale": 1.0, "output_type": "pt"}
+        image = torch.full((1, 1, *pipe.image_size), 0.3)
+        return pipe(labels=[1], image=image, mask_image=mask, generator=seeds(0), **options).images
+
+    expected = run()
+    pipe.enable_attention_slicing(slice_size=1)
+    torch.testing.assert_close(run(), expected, atol=1e-4, rtol=0)
+    pipe.disable_attention_slicing()
+    pipe.enable_model_cpu_offload(device="cpu")
+    torch.testing.assert_close(run(), expected, atol=1e-6, rtol=0)
+    pipe.remove_all_hooks()
+    cpu = torch.device("cpu")
+    pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    torch.testing.assert_close(run(), expected, atol=1e-6, rtol=0)
+
+
+def test_layerwise_casting_stores_the_unet_in_8_bits():
+    pipe = make_pipeline().to(torch.bfloat16)
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert torch.float8_e4m3fn in {parameter.dtype for parameter in pipe.unet.parameters()}
+    images = pipe(labels=[1], guidance_scale=2.0, output_type="pt").images
+    assert images.isfinite().all() and images.dtype == torch.bfloat16
+
+
+def test_a_callback_sees_all_tensors_and_may_turn_guidance_up_at_every_step():
+    pipe, seen = make_pipeline(), []
+
+    def callback(pipeline, index, timestep, tensors):
+        assert set(tensors) == set(pipeline._callback_tensor_inputs)
+        seen.append(tensors["pred_original_sample"])
+        pipeline._guidance_scale += 1.0
+        return tensors
+
+    options = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": pipe._callback_tensor_inputs}
+    pipe(labels=[0], guidance_scale=2.0, **options)
+    assert pipe.guidance_scale == 2.0 + pipe.num_timesteps == 2.0 + len(seen)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_predicted_clean_sample_is_the_schedulers(prediction_type):
+    """DDIM says it itself; and one step of Euler from any σ to 0 ends at it."""
+    pipe, seen, expected = make_pipeline("pixel", prediction_type), [], []
+    step = pipe.scheduler.step
+
+    def remember(model_output, t, sample, **options):
+        done = step(model_output, t, sample, **{**options, "return_dict": True})
+        if prediction_type == "flow_prediction":
+            expected.append(sample - t / 1000 * model_output)
+        else:
+            expected.append(done.pred_original_sample)
+        return (done.prev_sample,)
+
+    remember.__signature__ = inspect.signature(step)
+    pipe.scheduler.step = remember
+    pipe(
+        labels=[0, 2],
+        num_inference_steps=6,
+        callback_on_step_end=lambda pipeline, i, t, tensors: seen.append(tensors["pred_original_sample"]),
+        callback_on_step_end_tensor_inputs=["pred_original_sample"],
+    )
+    torch.testing.assert_close(torch.stack(seen), torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+class OnDevice(torch.Tensor):
+    """A sample as on another device: all that is made of it is there too; to read a value of it is to wait."""
+
+    WAITING = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"}
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in cls.WAITING:
+            raise AssertionError(f"the loop waits for the device: {function.__name__}")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("name", sorted(USABLE - {"AnnealedLangevinScheduler"}))
+def test_the_loop_never_waits_for_the_device(name):
+    pipe = make_pipeline("pixel")
+    pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
+    noise = torch.randn(2, 1, 8, 8).as_subclass(OnDevice)
+    guided = {"guidance_scale": 2.0, "guidance_interval": (0.2, 0.8), "guidance_rescale": 0.5}
+    images = pipe(labels=[0, 1], latents=noise, num_inference_steps=5, output_type="latent", **guided).images
+    assert type(images) is OnDevice  # it was on the device all the way

@@ -32,6 +32,8 @@ def train(config: Config, data=None) -> Path:
     from hwdiffusion.latents import LatentDataset, cached_latents
     from hwdiffusion.metrics import wilson_interval
     from hwdiffusion.models import build_classifier, build_noise_scheduler, latent_shape, load_vqvae
+    from hwdiffusion.objectives import add_noise, draw_timesteps, prediction_type_of
+    from hwdiffusion.pipelines import classifier_inputs, noise_schedule
     from hwdiffusion.randomness import Draws
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
@@ -62,6 +64,9 @@ def train(config: Config, data=None) -> Path:
         pretext="rotation" if rotation else "labels",
         noise_aware=args.noise_aware,
         latent=latent,
+        noise_schedule=noise_schedule(noise_scheduler.config, prediction_type_of(noise_scheduler))
+        if args.noise_aware
+        else None,
         trained_on=data.summary(),
         test_accuracy=None,
     )
@@ -98,10 +103,10 @@ def train(config: Config, data=None) -> Path:
             turned = torch.stack([torch.rot90(sample, quarters, (-2, -1)) for quarters in range(4)])  # (4, B, C, H, W)
             sample = turned[targets, torch.arange(len(targets), device=sample.device)]
         if args.noise_aware:
-            timesteps = (draws.uniform("timestep") * len(noise_scheduler)).long()
-            sample = noise_scheduler.add_noise(sample, draws.normal("noise", sample.shape[1:]), timesteps)
-            level = (timesteps / len(noise_scheduler))[:, None, None, None].expand(-1, 1, *sample.shape[-2:])
-            sample = torch.cat([sample, level], dim=1)
+            timesteps = draw_timesteps(draws, noise_scheduler, "uniform", trainer.step_size)
+            sample = add_noise(noise_scheduler, sample, draws.normal("noise", sample.shape[1:]), timesteps)
+            level = timesteps / noise_scheduler.config.num_train_timesteps
+            return classifier_inputs(sample, level, input_size), targets
         return scaled(sample, input_size), targets
 
     def right_answers() -> tuple[int, int]:

@@ -58,7 +58,7 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, ju
     from hwdiffusion.hub import push, write_model_card
     from hwdiffusion.labels import drop_labels
     from hwdiffusion.models import build_pipeline
-    from hwdiffusion.objectives import diffusion_loss, draw_timesteps
+    from hwdiffusion.objectives import add_noise, diffusion_loss, draw_timesteps
     from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
     from hwdiffusion.trainer import Evaluation
 
@@ -88,8 +88,8 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, ju
             tokens = drop_labels(label_tokens(labels, num_classes), args.label_dropout, batch.draws)  # (B, T, K)
 
         noise = batch.draws.normal("noise", sample.shape[1:])
-        timesteps = draw_timesteps(batch.draws, len(noise_scheduler), args.timestep_sampling, trainer.step_size)
-        noisy = noise_scheduler.add_noise(sample, noise, timesteps)
+        timesteps = draw_timesteps(batch.draws, noise_scheduler, args.timestep_sampling, trainer.step_size)
+        noisy = add_noise(noise_scheduler, sample, noise, timesteps)
         prediction = unet(noisy, timesteps, **unet_conditioning(unet_config, tokens), return_dict=False)[0]
         loss = diffusion_loss(noise_scheduler, prediction, sample, noise, timesteps, args.snr_gamma)
         trainer.update("unet", loss)

@@ -1,0 +1,194 @@
+"""The commands that draw pictures of what a trained pipeline does: trajectories, variations, inpainting, ways between.
+
+Every picture has a seed of its own, so the same command draws the same pictures.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from hwdiffusion import InputError
+from hwdiffusion.arguments import (
+    DrawingArguments,
+    InpaintArguments,
+    InterpolateArguments,
+    TrajectoryArguments,
+    VaryArguments,
+)
+from hwdiffusion.evaluation import choose_scheduler, load_pipeline
+from hwdiffusion.figures import denoising, evenly, image_grid, write_animation
+
+
+def draw_trajectory(args: TrajectoryArguments):
+    """Rows of samples on their way from noise, as a picture, and as an animation if one was asked for."""
+    pipe = _pipeline(args)
+    labels, names = _labels(args, pipe)
+    if labels:
+        labels, names = ([values[row % len(values)] for row in range(args.rows)] for values in (labels, names))
+    options = {"labels": labels or None, "num_images_per_prompt": 1 if labels else args.rows}
+    moments = args.columns if args.animation is None else None
+    every = _drawn(denoising, pipe, moments, args.predicted, generator=_seeds(args.seed, args.rows), **options)
+    frames = evenly(every, args.columns)
+    images = [pictures[row] for row in range(args.rows) for _, pictures in frames]
+    columns = [f"step {step}" if step == 1 else str(step) for step, _ in frames]
+    _write(args.output, image_grid(images, len(frames), names, columns))
+    if args.animation is not None:
+        side = max(1, round(args.rows**0.5))
+        write_animation(Path(args.animation), [image_grid(pictures, side) for _, pictures in every])
+        print(args.animation)
+
+
+def draw_variations(args: VaryArguments):
+    """A picture, noised to each strength and denoised by each label, a row a label."""
+    pipe = _pipeline(args)
+    image = _image(args, pipe)
+    labels, names = _labels(args, pipe)
+    rows = []
+    for row in range(max(len(labels), 1)):
+        rows.append(image)
+        for strength in args.strength:  # the same noise in all columns: what differs is how much of it there is
+            options = {"labels": [labels[row]] if labels else None, "generator": _seeds(args.seed, 1)}
+            rows += _drawn(pipe, image=image, strength=strength, **options).images
+    columns = ["given", *(f"{strength:g}" for strength in args.strength)]
+    _write(args.output, image_grid(rows, len(columns), names, columns))
+
+
+def draw_inpainting(args: InpaintArguments):
+    """A picture, what is kept of it, and the rest drawn anew by each label, a row a label."""
+    pipe = _pipeline(args)
+    image = _image(args, pipe)
+    mask = _open(args.mask, "--mask").convert("L") if args.mask is not None else _half(image.size, args.region)
+    if mask.size != image.size:
+        raise InputError(f"--mask {args.mask} is {mask.size} and the picture {image.size} large; make them alike")
+    labels, names = _labels(args, pipe)
+    kept = Image.composite(
+        Image.new(image.mode, image.size, "gray"), image, mask.point(lambda value: 255 * (value > 127))
+    )
+    rows = []
+    for row in range(max(len(labels), 1)):
+        options = {"num_images_per_prompt": args.columns, "generator": _seeds(args.seed, args.columns)}
+        options["labels"] = [labels[row]] if labels else None
+        drawn = _drawn(pipe, image=image, mask_image=mask, **options).images
+        rows += [image, kept, *drawn]
+    columns = ["given", "kept", *([""] * args.columns)]
+    _write(args.output, image_grid(rows, len(columns), names, columns))
+
+
+def draw_interpolation(args: InterpolateArguments):
+    """The ways between two seeds, two labels, and both, a row each."""
+    pipe = _pipeline(args)
+    labels, names = _labels(args, pipe)
+    if len(labels) > 2:
+        labels, names = labels[:2], names[:2]
+        if args.labels is not None:
+            raise InputError(f"--labels takes two to go between, not {len(args.labels)}")
+    ends = {"seeds": (labels[:1] or None, _seeds(args.seed, 2))}
+    if len(labels) == 2:
+        ends = {"labels": (labels, _seeds(args.seed, 1)), **ends, "both": (labels, _seeds(args.seed, 2))}
+    rows = []
+    for ends_of_labels, generator in ends.values():
+        options = {"labels": ends_of_labels, "generator": generator, "num_images": args.columns}
+        rows += _drawn(pipe.interpolate, **options).images
+    _write(args.output, image_grid(rows, args.columns, list(ends)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What they share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _pipeline(args: DrawingArguments):
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        pipe = load_pipeline(args.run, device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} is not there: {' '.join(str(error).split())[:100]}") from error
+    choose_scheduler(pipe, args.scheduler)
+    for name, default in (("num_inference_steps", args.num_inference_steps), ("guidance_scale", args.guidance_scale)):
+        if default is not None:
+            pipe.register_to_config(**{f"default_{name}": default})
+    _drawn(
+        pipe.check_inputs,
+        num_inference_steps=pipe.config.default_num_inference_steps,
+        guidance_scale=pipe.config.default_guidance_scale,
+    )
+    return pipe
+
+
+def _drawn(call, *arguments, **options):
+    """What a call returns; what it refuses is the command's bad input."""
+    try:
+        return call(*arguments, **options)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+
+
+def _labels(args: DrawingArguments, pipe) -> tuple[list, list[str]]:
+    """The labels asked for, or all, as a call takes them, and what they are called; none without labels."""
+    known = pipe.id2label
+    if not known:
+        if args.labels is not None:
+            raise InputError(f"{args.run} knows no labels; leave --labels out")
+        return [], []
+    words = args.labels if args.labels is not None else list(known.values())
+    labels: list = [_set_of_labels(word, known, pipe.config.max_labels) for word in words]
+    _drawn(pipe.encode_labels, labels)
+    return labels, list(words)
+
+
+def _set_of_labels(word: str, known: dict[int, str], max_labels: int):
+    parts = word.split(",") if max_labels > 1 and word not in known.values() else [word]
+    labels = [part.strip() for part in parts]
+    labels = [int(part) if part not in known.values() and part.isdecimal() else part for part in labels]
+    return labels if max_labels > 1 else labels[0]
+
+
+def _seeds(seed: int, count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed + place) for place in range(count)]
+
+
+def _image(args: VaryArguments | InpaintArguments, pipe) -> Image.Image:
+    """The picture to start from: the given one, at the pipeline's size, or one that the pipeline draws."""
+    if args.image is None:
+        word = args.source_label if args.source_label is not None else next(iter(pipe.id2label.values()), None)
+        if word is not None and not pipe.id2label:
+            raise InputError(f"{args.run} knows no labels; leave --source_label out")
+        label = None if word is None else [_set_of_labels(word, pipe.id2label, pipe.config.max_labels)]
+        return _drawn(pipe, labels=label, generator=_seeds(args.seed + 1000, 1)).images[0]
+    image = _open(args.image, "--image")
+    tensor = _drawn(pipe.preprocess_image, image)
+    return pipe.image_processor.postprocess(tensor, output_type="pil")[0]
+
+
+def _open(path: str, flag: str) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+        return image
+    except FileNotFoundError:
+        raise InputError(f"{flag} {path} is not there") from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise InputError(f"{flag} {path} can't be read as a picture ({type(error).__name__})") from error
+
+
+def _half(size: Sequence[int], region: str) -> Image.Image:
+    """A mask that is white in one part of a picture of width and height `size`."""
+    width, height = size
+    box = {
+        "left": (0, 0, width // 2, height),
+        "right": (width // 2, 0, width, height),
+        "top": (0, 0, width, height // 2),
+        "bottom": (0, height // 2, width, height),
+        "centre": (width // 4, height // 4, width - width // 4, height - height // 4),
+    }[region]
+    mask = Image.new("L", (width, height), 0)
+    mask.paste(255, box)
+    return mask
+
+
+def _write(path: str, picture: Image.Image):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    print(path)

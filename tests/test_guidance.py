@@ -1,0 +1,215 @@
+"""Classifier guidance, autoguidance and their mixing, against their equations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from tiny import NAMES, PREDICTION_TYPES, make_classifier, make_pipeline, make_unet, seeds
+
+from hwdiffusion.pipelines import classifier_inputs, label_tokens, predict_clean, unet_conditioning
+
+
+def outputs_of_a_call(pipe, **call) -> list[torch.Tensor]:
+    """What the scheduler is given at each step."""
+    given, step = [], pipe.scheduler.step
+
+    def remember(model_output, *args, **kwargs):
+        given.append(model_output.clone())
+        return step(model_output, *args, **kwargs)
+
+    pipe.scheduler.step = remember
+    try:
+        pipe(**call, output_type="latent")
+    finally:
+        del pipe.scheduler.step
+    return given
+
+
+def log_probability(classifier, sample, level, label):
+    inputs = classifier_inputs(sample, torch.tensor([level]), classifier.config.image_size)
+    return F.log_softmax(classifier(pixel_values=inputs).logits, dim=1)[0, label]
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_classifier_guidance_moves_the_predicted_noise_by_the_gradient(prediction_type):
+    """ε̂ - s σ ∇ log p(y | x), whatever it is that the UNet predicts (Dhariwal and Nichol 2021, algorithm 2)."""
+    pipe, s = make_pipeline("pixel", prediction_type), 3.0
+    pipe.classifier = make_classifier(pipe)
+    noise = torch.randn(1, 1, 8, 8, generator=seeds(0)[0])
+    call = {"labels": ["dog"], "latents": noise, "num_inference_steps": 3}
+    (plain, *_), (guided, *_) = (outputs_of_a_call(pipe, **call, classifier_guidance_scale=w) for w in (0.0, s))
+    timestep = pipe.scheduler.timesteps[0]
+    ((alpha, sigma),) = pipe.noise_levels(timestep[None])
+    x = noise.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(log_probability(pipe.classifier, x, float(timestep) / 1000, 1), x)
+    assert gradient.abs().max() > 1e-6
+
+    def predicted_noise(output):
+        return (noise - alpha * predict_clean(output, noise, alpha, sigma, prediction_type)) / sigma
+
+    if sigma == 1:  # a flow begins at pure noise, of which no classifier can know anything
+        assert torch.equal(guided, plain)
+        return
+    moved = predicted_noise(guided) - predicted_noise(plain)
+    torch.testing.assert_close(moved, -s * sigma * gradient, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_noise_levels_are_those_of_the_training(prediction_type):
+    pipe = make_pipeline("pixel", prediction_type)
+    timesteps = torch.tensor([999, 500, 250, 1])
+    clean, noise = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8)
+    for timestep, (alpha, sigma) in zip(timesteps, pipe.noise_levels(timesteps)):
+        if prediction_type == "flow_prediction":
+            expected = (1 - timestep / 1000) * clean + timestep / 1000 * noise
+        else:
+            expected = pipe.scheduler.add_noise(clean, noise, timestep[None])
+        torch.testing.assert_close(alpha * clean + sigma * noise, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["pixel", "latent"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_classifier_guidance_makes_the_classifier_surer(kind, guidance_scale):
+    """At the last and least noisy step, and alone or on top of classifier-free guidance."""
+    pipe = make_pipeline(kind)
+    pipe.classifier = make_classifier(pipe)
+    for label in NAMES:
+        surer = []
+        for scale in (0.0, 20.0):
+            options = {"guidance_scale": guidance_scale, "classifier_guidance_scale": scale}
+            latents = pipe(labels=[label], generator=seeds(0), output_type="latent", **options).images
+            surer.append(log_probability(pipe.classifier, latents, 0.0, label).item())
+        assert surer[1] > surer[0]
+
+
+def test_a_guided_picture_belongs_to_its_generator():
+    pipe = make_pipeline("latent")
+    pipe.classifier = make_classifier(pipe)
+    pipe.guidance_unet = make_unet("latent", (2, 8, 8), seed=1)
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    options = {"guidance_scale": 2.0, "classifier_guidance_scale": 5.0, "output_type": "latent"}
+    together = pipe(labels=[0, 1, 2], generator=seeds(5, 6, 7), **options).images
+    alone = pipe(labels=[1], generator=seeds(6), **options).images
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+
+
+def test_the_null_label_asks_the_classifier_for_nothing():
+    pipe = make_pipeline("pixel")
+    pipe.classifier = make_classifier(pipe)
+    one, other = (
+        pipe(labels=[None, 1], generator=seeds(0, 1), classifier_guidance_scale=scale, output_type="latent").images
+        for scale in (0.0, 9.0)
+    )
+    assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
+
+
+def test_a_classifier_gives_labels_to_an_unconditional_model():
+    pipe = make_pipeline("unconditional")
+    with pytest.raises(ValueError, match="unconditional"):
+        pipe(labels=["cat"])
+    pipe.classifier = make_classifier(pipe)
+    assert pipe.num_classes == 3 and pipe.id2label == NAMES
+    with pytest.raises(ValueError, match="act by classifier_guidance_scale alone, which is 0"):
+        pipe(labels=["cat"])
+    with pytest.raises(ValueError, match="classifier_guidance_scale=2.0 needs labels"):
+        pipe(classifier_guidance_scale=2.0)
+    cat, dog = (
+        pipe(labels=[name], classifier_guidance_scale=20.0, generator=seeds(0), output_type="latent").images
+        for name in ("cat", "dog")
+    )
+    assert not torch.equal(cat, dog)
+
+
+def test_guidance_works_inside_of_inference_mode():
+    pipe = make_pipeline("pixel")
+    pipe.classifier = make_classifier(pipe)
+    options = {"labels": [1], "classifier_guidance_scale": 5.0, "output_type": "latent"}
+    expected = pipe(**options, generator=seeds(0)).images
+    with torch.inference_mode():
+        torch.testing.assert_close(pipe(**options, generator=seeds(0)).images, expected)
+
+
+def test_autoguidance_is_its_equation():
+    """weak + w (cond - weak), both of the same label (Karras et al. 2024, eq. 1)."""
+    pipe, w = make_pipeline("pixel"), 2.5
+    pipe.guidance_unet = make_unet("pixel", seed=1)
+    noise = torch.randn(1, 1, 8, 8)
+    call = {"labels": [1], "latents": noise, "num_inference_steps": 2, "guidance_scale": w}
+    (guided, *_) = outputs_of_a_call(pipe, **call)
+    timestep = pipe.scheduler.timesteps[0]
+    with torch.no_grad():
+        tokens = label_tokens(torch.tensor([[1]]), 3)
+        cond, weak = (
+            unet(noise, timestep, **unet_conditioning(unet.config, tokens)).sample
+            for unet in (pipe.unet, pipe.guidance_unet)
+        )
+    torch.testing.assert_close(guided, weak + w * (cond - weak))
+
+
+@pytest.mark.parametrize("kind", ["pixel", "unconditional"])
+def test_autoguidance_needs_no_null_label_and_by_the_same_model_is_none(kind):
+    pipe = make_pipeline(kind, **({} if kind == "unconditional" else {"has_null_label": False}))
+    labels = None if kind == "unconditional" else [1]
+    run = lambda scale: pipe(labels, guidance_scale=scale, generator=seeds(0), output_type="latent").images  # noqa: E731
+    with pytest.raises(ValueError, match="guidance_unet"):
+        run(2.0)
+    pipe.guidance_unet = pipe.unet
+    torch.testing.assert_close(run(2.0), run(1.0))
+    pipe.guidance_unet = make_unet(kind, seed=1)
+    assert (run(2.0) - run(1.0)).abs().max() > 1e-3
+
+
+def test_only_steps_inside_of_the_interval_pay_for_guidance():
+    pipe = make_pipeline("pixel")
+    pipe.guidance_unet, pipe.classifier = make_unet("pixel", seed=1), make_classifier(pipe)
+    calls = {"unet": 0, "guidance_unet": 0, "classifier": 0}
+    for name in calls:
+        getattr(pipe, name).register_forward_pre_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    pipe(
+        labels=[1],
+        num_inference_steps=10,
+        guidance_scale=2.0,
+        classifier_guidance_scale=1.0,
+        guidance_interval=(0, 0.35),
+    )
+    assert calls == {"unet": 10, "guidance_unet": 4, "classifier": 4}
+
+
+BIRDS = {0: "hen", 1: "duck", 2: "goose"}
+
+
+@pytest.mark.parametrize(
+    "contract, names, message",
+    [
+        ({}, {0: "cat", 1: "dog"}, "the classifier knows the 2 classes cat, dog, but the pipeline the 3 classes cat"),
+        ({}, BIRDS, "the classifier knows the 3 classes hen, duck, goose, but the pipeline"),
+        (
+            {"num_channels": 4},
+            NAMES,
+            "sees pixels of 3 channels and the noise level, but the pipeline works on pixels of 1",
+        ),
+        ({"latent": True}, NAMES, "sees latents of 1 channels and the noise level, but the pipeline works on pixels"),
+        ({"noise_aware": False}, NAMES, "has not seen noisy samples"),
+        ({"noise_schedule": {"flow": True}}, NAMES, "was trained on another noise schedule"),
+    ],
+)
+def test_a_classifier_that_does_not_fit_is_refused(contract, names, message):
+    pipe = make_pipeline("pixel")
+    pipe.classifier = make_classifier(pipe, names, **contract)
+    pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("the UNet was called"))
+    with pytest.raises(ValueError, match=message):
+        pipe(labels=[1], classifier_guidance_scale=1.0)
+
+
+def test_guidance_without_its_model_or_with_another_is_refused():
+    pipe = make_pipeline("pixel")
+    with pytest.raises(ValueError, match="needs a classifier; train one by train_classifier.py --noise_aware"):
+        pipe(labels=[1], classifier_guidance_scale=1.0)
+    with pytest.raises(ValueError, match="classifier_guidance_scale must be a number of at least 0, not -1"):
+        pipe(labels=[1], classifier_guidance_scale=-1)
+    pipe.guidance_unet = make_unet("pixel", (2, 8, 8))
+    with pytest.raises(ValueError, match="guidance_unet .* its in_channels is 2, not 1"):
+        pipe(labels=[1], guidance_scale=2.0)
+    pipe.guidance_unet = make_unet("unconditional")
+    with pytest.raises(ValueError, match="guidance_unet .* its number of classes is 0, not 3"):
+        pipe(labels=[1], guidance_scale=2.0)
