@@ -47,6 +47,14 @@ SCHEDULERS_OF_OTHER_MODELS = (
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
 )
+# These find the timestep of a step, and the next, by whole-number division.
+DIVIDING_SCHEDULERS = (
+    "AnnealedLangevinScheduler",
+    "CogVideoXDDIMScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+)
 # What a UNet that predicts a flow is sampled by, besides any scheduler with `use_flow_sigmas`.
 FLOW_SCHEDULERS = (
     "FlowMatchEulerDiscreteScheduler",
@@ -581,7 +589,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"not {num_inference_steps!r}"
             )
         elif (
-            name in ("DDIMScheduler", "DDIMParallelScheduler", "AnnealedLangevinScheduler")
+            name
+            in ("DDIMScheduler", "DDIMParallelScheduler", "AnnealedLangevinScheduler")  # not DDPM, which looks it up
             and self.scheduler.config.timestep_spacing == "trailing"
             and num_train_timesteps % num_inference_steps
         ):
@@ -590,6 +599,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"{name} with timestep_spacing='trailing' needs a number of steps that divides {num_train_timesteps}, "
                 f"which {num_inference_steps} doesn't; use timestep_spacing='leading' or another number"
             )
+        elif name in DIVIDING_SCHEDULERS and self.scheduler.config.timestep_spacing == "leading":
+            first = num_train_timesteps // num_inference_steps * (num_inference_steps - 1)
+            if _begins_late(first, num_inference_steps, num_train_timesteps):
+                raise ValueError(
+                    f"num_inference_steps={num_inference_steps} makes {name} begin at timestep {first} of "
+                    f"{num_train_timesteps}, where there should be less than pure noise; use a number that divides "
+                    f"{num_train_timesteps}"
+                )
         if strength is None:
             return
         if not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
@@ -699,18 +716,22 @@ class ClassConditionalPipeline(DiffusionPipeline):
         # On the CPU: schedulers look their tables up by them, which from a GPU would wait for it at every step.
         if timesteps is not None:
             self.scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
-        else:
-            self.scheduler.set_timesteps(num_inference_steps, device="cpu")
-        sigmas = getattr(self.scheduler, "sigmas", None)
-        leaps = timesteps is None and sigmas is not None and len(sigmas) > 2 and sigmas[0] > 100 * max(sigmas[1], 1)
-        if leaps and getattr(self.scheduler, "order", 1) == 2:
+            return
+        self.scheduler.set_timesteps(num_inference_steps, device="cpu")
+        name, spacing = type(self.scheduler).__name__, None
+        if name in DIVIDING_SCHEDULERS or "timestep_spacing" not in self.scheduler.config:
+            return
+        first, num_train_timesteps = self.scheduler.timesteps[0].item(), self.scheduler.config.num_train_timesteps
+        sigmas = getattr(self.scheduler, "sigmas", (0.0, 0.0))
+        if _begins_late(first, num_inference_steps, num_train_timesteps):
+            why, spacing = f"begin at timestep {first:g} of {num_train_timesteps}", "linspace"
+        elif getattr(self.scheduler, "order", 1) == 2 and sigmas[0] > 100 * max(sigmas[1], 1):
             # Such a schedule begins at almost pure noise, for the cosine one at σ/α = 20,000, from where a step of
             # second order lands far outside of the data by the smallest error of a prediction.
-            logger.warning(
-                f"{type(self.scheduler).__name__} would leap from a noise of {sigmas[0]:g} to {sigmas[1]:g} in its "
-                "first step; timestep_spacing='leading' is used instead"
-            )
-            self.scheduler.register_to_config(timestep_spacing="leading")
+            why, spacing = f"leap from a noise of {sigmas[0]:g} to {sigmas[1]:g} in its first step", "leading"
+        if spacing is not None:
+            logger.warning(f"{name} would {why}; timestep_spacing='{spacing}' is used instead")
+            self.scheduler.register_to_config(timestep_spacing=spacing)
             self.scheduler.set_timesteps(num_inference_steps, device="cpu")
 
     def get_timesteps(self, strength: float) -> tuple[torch.Tensor, int]:
@@ -1194,8 +1215,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 for _ in range(1 + num_refinements):
                     model_output = self._predict(latents, on_device[i], levels[i], conditioning)
                     clean = predict_clean(model_output, latents, alpha, sigma, self.config.prediction_type)
-                    noise = (latents - alpha * clean) / sigma
-                    latents = alpha / next_alpha * (less_noisy - next_sigma * noise) + sigma * noise
+                    # Whichever of the two predictions hardly moves with the sample makes the iteration contract.
+                    if next_sigma > next_alpha:
+                        noise = (less_noisy - next_alpha * clean) / next_sigma
+                    else:
+                        noise = (latents - alpha * clean) / sigma
+                        clean = (less_noisy - next_sigma * noise) / next_alpha
+                    latents = alpha * clean + sigma * noise
                 progress_bar.update()
         self.maybe_free_model_hooks()
         return latents
@@ -1237,6 +1263,11 @@ def _stock_scheduler(scheduler):
 
 def _steps_of(strength: float, num_inference_steps: int) -> int:
     return min(int(num_inference_steps * strength + 1e-6), num_inference_steps)
+
+
+def _begins_late(first: float, num_inference_steps: int, num_train_timesteps: int) -> bool:
+    # "leading" divides whole numbers: 600 steps of 1000 are 599, 598, …, which pure noise doesn't look like
+    return first < num_train_timesteps - max(2 / num_inference_steps, 0.1) * num_train_timesteps
 
 
 def _size_of(image: Any) -> tuple[int, int]:

@@ -13,8 +13,9 @@ from transformers import ResNetForImageClassification
 from hwdiffusion import InputError
 from hwdiffusion.data import load_data
 from hwdiffusion.extractors import ClassifierExtractor, load_extractor
+from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.reference import data_arguments
-from hwdiffusion.train_scripts import train_classifier, train_vqgan
+from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_vqgan
 from hwdiffusion.train_scripts.train_classifier import moved
 
 
@@ -98,6 +99,29 @@ def test_a_noise_aware_classifier_learns_on_latents(train, tmp_path):
     run = train("--noise_aware", "--vqvae", tmp_path / "vq")
     config = ResNetForImageClassification.from_pretrained(run).config
     assert config.num_channels == 3 and config.latent and config.image_size == [8, 8]
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_it_guides_the_pipeline_whose_noise_it_has_seen(train, flow, tmp_path):
+    """Trained by the commands, given to the trained pipeline, saved with it."""
+    noise = {"_class_name": "FlowMatchEulerDiscreteScheduler"} if flow else TINY_PRESET["noise_scheduler"]
+    settings = {**TINY_PRESET, "noise_scheduler": noise, "resolution": 8, "max_train_steps": 2}
+    preset = write_preset(tmp_path / "noise.yaml", settings)
+    for script in (train_ddpm, train_classifier):
+        flags = ["--noise_aware"] if script is train_classifier else []
+        assert script.main(["--preset", preset, *flags, "--output_dir", str(tmp_path / script.__name__)]) == 0
+    pipe = ClassConditionalPipeline.from_pretrained(tmp_path / train_ddpm.__name__)
+    assert pipe.config.prediction_type == ("flow_prediction" if flow else "v_prediction")
+    pipe.classifier = ResNetForImageClassification.from_pretrained(tmp_path / train_classifier.__name__).eval()
+    options = {"labels": [3], "num_inference_steps": 2, "output_type": "pt", "classifier_guidance_scale": 3.0}
+    images = pipe(**options, generator=torch.Generator().manual_seed(0)).images
+    pipe.save_pretrained(tmp_path / "guided")
+    guided = ClassConditionalPipeline.from_pretrained(tmp_path / "guided")
+    torch.testing.assert_close(guided(**options, generator=torch.Generator().manual_seed(0)).images, images)
+    other = train("--noise_aware", "--noise_scheduler.num_train_timesteps", 500)  # with other noise
+    pipe.classifier = ResNetForImageClassification.from_pretrained(other)
+    with pytest.raises(ValueError, match="trained on another noise schedule"):
+        pipe(**options)
 
 
 def test_latents_are_scaled_as_sampling_scales_them(train, tmp_path, monkeypatch):

@@ -7,7 +7,15 @@ import torch
 from PIL import Image
 
 from hwdiffusion.data import to_model_range
-from hwdiffusion.figures import image_grid, loss_curve, read_metrics, sample_grid, to_pil
+from hwdiffusion.figures import (
+    denoising,
+    image_grid,
+    loss_curve,
+    read_metrics,
+    sample_grid,
+    to_pil,
+    write_animation,
+)
 
 
 def pictures(count: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> list[Image.Image]:
@@ -145,3 +153,49 @@ def test_no_losses_give_no_curve(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "codebook_usage": 1.0}\n')
     loss_curve(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
+
+
+# -- denoising --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pixel", "latent"])
+def test_the_last_moment_of_denoising_is_the_picture(kind):
+    from tiny import make_pipeline, seeds
+
+    pipe = make_pipeline(kind)
+    moments = denoising(pipe, 3, labels=[0, 1], generator=seeds(0, 1), num_inference_steps=6)
+    assert [step for step, _ in moments] == [1, 3, 6]
+    images = pipe(labels=[0, 1], generator=seeds(0, 1), num_inference_steps=6).images
+    for ours, theirs in zip(moments[-1][1], images):
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+    every = denoising(pipe, None, labels=[0, 1], generator=seeds(0, 1), num_inference_steps=6)
+    assert [step for step, _ in every] == [1, 2, 3, 4, 5, 6]
+    assert np.array_equal(np.asarray(every[2][1][0]), np.asarray(moments[1][1][0]))
+    clean = denoising(pipe, 3, predicted=True, labels=[0, 1], generator=seeds(0, 1), num_inference_steps=6)
+    assert not np.array_equal(np.asarray(clean[0][1][0]), np.asarray(moments[0][1][0]))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_an_animation_runs_over_and_over_and_holds_on_its_end(suffix, tmp_path):
+    frames = [Image.new("RGB", (16, 16), (index * 40, 0, 0)) for index in range(5)]
+    path = tmp_path / "new" / f"animation{suffix}"
+    write_animation(path, frames, seconds=1.0, hold=2.0)
+    with Image.open(path) as moving:
+        assert moving.n_frames == 5 and moving.info.get("loop") == 0
+        durations = []
+        for index in range(5):
+            moving.seek(index)
+            moving.load()
+            durations.append(moving.info["duration"])
+            assert abs(moving.convert("RGB").getpixel((3, 3))[0] - index * 40) <= 2
+    assert durations == [200] * 4 + [2000]
+
+
+def test_names_of_columns_stand_above_them_and_move_the_pictures_only():
+    images = pictures(4, (16, 16))
+    bare, named = image_grid(images, 2, cell=32), image_grid(images, 2, column_names=["a", ""], cell=32)
+    top = named.height - bare.height
+    assert top > 0 and named.width == bare.width
+    assert np.array_equal(np.asarray(named)[top + 4 :], np.asarray(bare)[4:])
+    above = np.asarray(named)[:top]
+    assert above[:, : bare.width // 2].min() < 128 and above[:, bare.width // 2 :].min() == 255

@@ -2,12 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, VQModel
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, VQModel
+from tiny import make_pipeline, seeds
 
 from hwdiffusion import InputError
 from hwdiffusion.config import load_preset, parse, preset_names
 from hwdiffusion.data import image_channels, image_size
 from hwdiffusion.models import (
+    FLOW_SAMPLERS,
+    SAMPLERS,
     build_noise_scheduler,
     build_pipeline,
     build_unet,
@@ -16,6 +19,7 @@ from hwdiffusion.models import (
     latent_shape,
     load_vqvae,
     sampling_scheduler,
+    swap_scheduler,
 )
 from hwdiffusion.objectives import add_noise
 from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
@@ -119,6 +123,36 @@ def test_the_saved_scheduler_has_the_noise_it_was_trained_with(prediction_type):
     assert torch.equal(sampler.alphas_cumprod, trained.alphas_cumprod)
     assert sampler.config.prediction_type == prediction_type
     assert sampler.config.clip_sample is False
+
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}
+
+
+def test_a_flow_is_named_by_its_scheduler_and_known_to_its_pipeline():
+    trained = build_noise_scheduler(FLOW, latent=True)
+    sampler = sampling_scheduler(trained)
+    assert type(trained) is type(sampler) is FlowMatchEulerDiscreteScheduler and sampler.config.shift == 2.0
+    data, args = SimpleNamespace(id2label={}, max_labels=1), SimpleNamespace(num_inference_steps=7)
+    pipeline = build_pipeline(build_unet(UNET, (1, 8, 8), 0), trained, None, data, args)
+    assert pipeline.config.prediction_type == "flow_prediction"
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("flow", [False, True])
+def test_every_named_sampler_is_one_for_the_model_or_refused(name, flow):
+    pipe = make_pipeline("pixel", "flow_prediction" if flow else "v_prediction")
+    if flow and name not in FLOW_SAMPLERS:
+        with pytest.raises(ValueError, match="the model predicts a flow, which euler, heun, dpmpp, dpmpp_sde, unipc"):
+            swap_scheduler(pipe, name)
+        return
+    noise, w = torch.randn(1, 1, 8, 8), {"labels": [1], "output_type": "latent"}
+    fine = pipe(latents=noise, num_inference_steps=100, **w).images
+    swap_scheduler(pipe, name)
+    drawn = pipe(latents=noise, num_inference_steps=50, generator=seeds(0), **w).images
+    assert drawn.isfinite().all()
+    if name in ("ddim", "dpmpp", "unipc", "euler", "heun"):  # deterministic: the same way to the same picture
+        assert (drawn - fine).norm() < 0.1 * fine.norm()
+    swap_scheduler(pipe, "euler")  # and back
 
 
 def test_latents_are_not_clipped_and_pixels_are():
@@ -233,6 +267,9 @@ def test_blocks_that_cannot_give_an_odd_size_back_are_refused_and_others_are_not
         ({"beta_schedule": "steep"}, False, "makes no DDPMScheduler: steep"),
         ({"rescale_betas_zero_snr": True}, False, "rescale_betas_zero_snr .* needs prediction_type v_prediction"),
         ({"clip_sample": True}, True, "clip_sample in section noise_scheduler is True"),
+        ({"_class_name": "DDIMScheduler"}, False, "_class_name .* must be DDPMScheduler or FlowMatchEulerDiscreteSch"),
+        ({**FLOW, "beta_schedule": "linear"}, False, "'beta_schedule'.*takes the arguments of FlowMatchEuler"),
+        ({**FLOW, "use_dynamic_shifting": True}, False, "use_dynamic_shifting .* can't be trained"),
     ],
 )
 def test_a_noise_scheduler_section_that_does_not_fit_is_refused(section, latent, said):

@@ -2,10 +2,11 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from hwdiffusion.objectives import (
     PREDICTION_TYPES,
+    add_noise,
     diffusion_loss,
     draw_timesteps,
     min_snr_weights,
@@ -153,3 +154,57 @@ def test_uniform_timesteps_are_independent_of_their_place():
     correlation = torch.corrcoef(drawn.double().T) - torch.eye(4)
     assert correlation.abs().max() < 4 / 400**0.5
     assert (drawn.double().mean(dim=0) - 499.5).abs().max() < 4 * (1000**2 / 12 / 400) ** 0.5
+
+
+# -- flows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flows_sampler_takes_a_sample_of_any_noise_straight_to_the_end(shift):
+    """One step of Euler from σ to 0 by the target is exact: the path is a straight line."""
+    noise_scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    sample, noise = samples(4)
+    timesteps = draw_timesteps(Draws(0, 0, torch.arange(4)), noise_scheduler, "stratified", 4)
+    noisy = add_noise(noise_scheduler, sample, noise, timesteps)
+    target = prediction_target(noise_scheduler, sample, noise, timesteps)
+    sampler = FlowMatchEulerDiscreteScheduler()
+    for index, timestep in enumerate(timesteps.tolist()):
+        sampler.set_timesteps(sigmas=[timestep / 1000])
+        found = sampler.step(target[index : index + 1], sampler.timesteps[0], noisy[index : index + 1]).prev_sample
+        torch.testing.assert_close(found, sample[index : index + 1], rtol=0, atol=1e-5)
+
+
+def test_a_flows_timesteps_reach_pure_noise_and_never_none():
+    drawn = timesteps_of_a_run(FlowMatchEulerDiscreteScheduler(), "stratified", size=64)
+    assert drawn.dtype == torch.float32 and 0 < drawn.min() < 1 and 999 < drawn.max() <= 1000
+    assert scipy.stats.kstest(drawn.flatten().numpy() / 1000, "uniform").pvalue > 1e-3
+
+
+def test_a_flows_shift_is_that_of_its_sampler():
+    """Its sampler moves σ to s σ / (1 + (s - 1) σ) (Esser et al. 2024, eq. 23): training sees the same levels."""
+    draws = Draws(0, 3, torch.arange(16))
+    plain, shifted = (
+        draw_timesteps(draws, FlowMatchEulerDiscreteScheduler(shift=shift), "uniform", 16) for shift in (1.0, 3.0)
+    )
+    sampler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    sampler.set_timesteps(sigmas=(plain / 1000).tolist())
+    torch.testing.assert_close(shifted, sampler.timesteps, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("noise_scheduler", [DDPMScheduler(), FlowMatchEulerDiscreteScheduler()])
+def test_logit_normal_timesteps_have_the_logistic_of_a_normal(noise_scheduler):
+    drawn = timesteps_of_a_run(noise_scheduler, "logit_normal", size=64)
+    unit = (drawn.double().flatten() + (0.5 if drawn.dtype == torch.int64 else 0)) / 1000
+    assert scipy.stats.kstest(torch.logit(unit.clamp(1e-6, 1 - 1e-6)).numpy(), "norm").pvalue > 1e-3
+
+
+def test_min_snr_weighs_a_flows_error_as_that_of_the_clean_sample():
+    noise_scheduler, gamma = FlowMatchEulerDiscreteScheduler(), 5.0
+    sample, noise = samples(4)
+    error = Draws(0, 1, torch.arange(4)).normal("error", (2, 4, 4)).double()
+    timesteps = torch.tensor([50.0, 200.0, 500.0, 1000.0])
+    sigma = (timesteps / 1000)[:, None, None, None].double()
+    wrong = (noise - sample) - error / sigma  # errs by `error` in the clean sample x - σ v
+    snr = ((1 - sigma) / sigma) ** 2
+    expected = (snr.clamp(max=gamma) * error**2).mean().item()
+    assert diffusion_loss(noise_scheduler, wrong, sample, noise, timesteps, gamma).item() == pytest.approx(expected)

@@ -19,10 +19,7 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
-    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    UniPCMultistepScheduler,
 )
 from tiny import KINDS, NAMES, PREDICTION_TYPES, ask, make_classifier, make_pipeline, make_unet, seeds
 
@@ -258,29 +255,6 @@ def test_a_callback_sees_and_changes_the_latents():
     latents = pipe(labels=[0], output_type="latent", callback_on_step_end=callback).images
     assert seen == list(enumerate(pipe.scheduler.timesteps.tolist()))
     assert not latents.any()
-
-
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        DDPMScheduler,
-        DPMSolverMultistepScheduler,
-        UniPCMultistepScheduler,
-        EulerDiscreteScheduler,
-        HeunDiscreteScheduler,
-    ],
-)
-def test_any_scheduler_can_be_swapped_in(scheduler):
-    """Another sampler of the same v-prediction model ends near where a fine DDIM ends, from the same noise."""
-    pipe, noise = make_pipeline("pixel"), torch.randn(1, 1, 8, 8)
-    run = lambda steps: pipe(labels=[1], latents=noise, num_inference_steps=steps, output_type="latent").images  # noqa: E731
-    fine = run(500)
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    swapped = pipe(labels=[1], latents=noise, num_inference_steps=250, generator=seeds(0), output_type="latent").images
-    if scheduler is DDPMScheduler:  # stochastic: the same distribution, not the same picture
-        assert torch.isfinite(swapped).all()
-    else:
-        assert (swapped - fine).norm() < 0.15 * fine.norm()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,21 @@ def test_a_pixel_diffusion_trains_with_every_conditioning(conditioning, tmp_path
     assert pipe(labels=None if conditioning == "unconditional" else [3]).images[0].size == (8, 8)
 
 
+@pytest.mark.parametrize("script", ["train_ddpm", "train_ldm"])
+def test_a_flow_trains_and_leaves_a_pipeline_that_draws(script, tmp_path):
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    preset = write_preset(tmp_path / "flow.yaml", {**TINY_PRESET, "noise_scheduler": flow})
+    run = tmp_path / "run"
+    flags = ["--timestep_sampling", "logit_normal", "--snr_gamma", "5"] if script == "train_ddpm" else []
+    assert MAIN[script](["--preset", preset, "--output_dir", str(run), *flags]) == 0
+    pipe = ClassConditionalPipeline.from_pretrained(run)
+    assert pipe.config.prediction_type == "flow_prediction"
+    assert type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    assert pipe(labels=["3"], output_type="pt").images.isfinite().all()
+    loss = curves(run / "metrics.jsonl")
+    assert loss[-10:].mean() < loss[:10].mean()
+
+
 def test_the_loss_falls(preset, tmp_path):
     for script, key in (("train_vqgan", "mse_loss"), ("train_ddpm", "loss")):
         argv = ["--preset", preset, "--output_dir", str(tmp_path / script), "--max_train_steps", "80"]
