@@ -46,6 +46,7 @@ SCHEDULERS_OF_OTHER_MODELS = (
     "DPMSolverMultistepInverseScheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
+    "UnCLIPScheduler",
 )
 # These find the timestep of a step, and the next, by whole-number division.
 DIVIDING_SCHEDULERS = (

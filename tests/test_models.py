@@ -146,12 +146,12 @@ def test_every_named_sampler_is_one_for_the_model_or_refused(name, flow):
             swap_scheduler(pipe, name)
         return
     noise, w = torch.randn(1, 1, 8, 8), {"labels": [1], "output_type": "latent"}
-    fine = pipe(latents=noise, num_inference_steps=100, **w).images
+    fine = pipe(latents=noise, num_inference_steps=50, **w).images
     swap_scheduler(pipe, name)
-    drawn = pipe(latents=noise, num_inference_steps=50, generator=seeds(0), **w).images
+    drawn = pipe(latents=noise, num_inference_steps=25, generator=seeds(0), **w).images
     assert drawn.isfinite().all()
     if name in ("ddim", "dpmpp", "unipc", "euler", "heun"):  # deterministic: the same way to the same picture
-        assert (drawn - fine).norm() < 0.1 * fine.norm()
+        assert (drawn - fine).norm() < 0.15 * fine.norm()
     swap_scheduler(pipe, "euler")  # and back
 
 

@@ -155,14 +155,16 @@ def scheduler_class(name: str):
 def test_a_picture_belongs_to_its_generator_or_the_scheduler_is_refused_by_name(name, settings):
     if name in NEED_MORE:
         pytest.skip(f"{name} can't be made from the config of another")
-    pipe = make_pipeline("pixel")
     options = {"output_type": "latent", "num_inference_steps": 5, "eta": 0.7}
     if name not in USABLE:
-        pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("the UNet was called"))
-        with pytest.raises(ValueError, match=name):
+        for prediction_type in ("epsilon", "v_prediction"):
+            pipe = make_pipeline("pixel", prediction_type)
+            pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("the UNet was called"))
             pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config, **settings)
-            pipe(labels=[0, 1, 2], generator=seeds(5, 6, 7), **options)
+            with pytest.raises(ValueError, match=name):
+                pipe(labels=[0, 1, 2], generator=seeds(5, 6, 7), **options)
         return
+    pipe = make_pipeline("pixel")
     pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config, **settings)
     together = pipe(labels=[0, 1, 2], generator=seeds(5, 6, 7), **options).images
     assert torch.isfinite(together).all()
@@ -368,15 +370,40 @@ WITHOUT_THE_PACKAGE = """
     assert not any(name.split(".")[0] == "hwdiffusion" for name in sys.modules)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    images = pipe(labels=json.loads(labels), generator=generators, output_type="pt").images
-    torch.save(images, again + ".pt")
+    labels = json.loads(labels)
+    images = pipe(labels=labels, generator=generators, output_type="pt").images
+    made = {"images": images, **tasks(pipe, labels, images)}
+    torch.save(made, again + ".pt")
     pipe.save_pretrained(again)
 """
 
 
+def tasks(pipe, labels, images) -> dict[str, torch.Tensor]:
+    """Everything that a pipeline does with pictures, by itself alone."""
+
+    def one():
+        return torch.Generator().manual_seed(3)
+
+    call = {"labels": labels[:1], "output_type": "pt"}
+    mask = torch.zeros(1, 1, *images.shape[-2:])
+    mask[..., :5] = 1
+    made = {
+        "varied": pipe(image=images[:1], strength=0.5, generator=one(), **call).images,
+        "inpainted": pipe(image=images[:1], mask_image=mask, generator=one(), **call).images,
+        "between": pipe.interpolate(labels, num_images=3, generator=one(), output_type="pt").images,
+        "inverted": pipe.invert(images[:1], labels[:1], num_refinements=1),
+    }
+    if pipe.classifier is not None:
+        options = {"guidance_scale": 2.0, "classifier_guidance_scale": 2.0}
+        made["guided"] = pipe(generator=one(), **options, **call).images
+    return made
+
+
 def run_without_the_package(folder, again, cache, labels=("wild", 0)):
-    """Two pictures of the labels, by stock diffusers in another process; the pipeline is saved `again` there."""
+    """Two pictures of the labels, and what else is made of them, by stock diffusers in another process; the pipeline is
+    saved `again` there."""
     script = textwrap.dedent(WITHOUT_THE_PACKAGE)
+    script = script.replace("folder, again, labels =", inspect.getsource(tasks) + "\n\nfolder, again, labels =", 1)
     environment = {**os.environ, "HF_MODULES_CACHE": str(cache)}
     command = [sys.executable, "-c", script, str(folder), str(again), json.dumps(labels)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -384,18 +411,22 @@ def run_without_the_package(folder, again, cache, labels=("wild", 0)):
     return torch.load(f"{again}.pt", weights_only=True)
 
 
-def test_a_saved_folder_loads_without_the_package_also_after_being_saved_again(tmp_path):
+def test_a_saved_folder_does_everything_without_the_package_also_after_being_saved_again(tmp_path):
     pipe = make_pipeline()
+    pipe.classifier, pipe.guidance_unet = make_classifier(pipe), make_unet("latent", (2, 8, 8), seed=1)
     pipe.save_pretrained(tmp_path / "first")
-    expected = pipe(labels=["wild", 0], generator=seeds(0, 1), output_type="pt").images
+    labels = ["wild", 0]
+    images = pipe(labels=labels, generator=seeds(0, 1), output_type="pt").images
+    expected = {"images": images, **tasks(pipe, labels, images)}
     first = run_without_the_package(tmp_path / "first", tmp_path / "second", tmp_path / "cache1")
-    assert torch.equal(first, expected)
     # what stock diffusers saved again still loads, with and without the package
     second = run_without_the_package(tmp_path / "second", tmp_path / "third", tmp_path / "cache2")
-    assert torch.equal(second, expected)
+    assert first.keys() == second.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(first[name], expected[name]) and torch.equal(second[name], expected[name]), name
     ours = ClassConditionalPipeline.from_pretrained(tmp_path / "second")
     ours.set_progress_bar_config(disable=True)
-    assert torch.equal(ours(labels=["wild", 0], generator=seeds(0, 1), output_type="pt").images, expected)
+    assert torch.equal(ours(labels=labels, generator=seeds(0, 1), output_type="pt").images, images)
 
 
 def test_stock_diffusers_asks_for_trust(tmp_path):
