@@ -214,7 +214,7 @@ def push(run: Path, repo_id: str, private: bool = False, token: str | None = Non
         "config.json",
         "model*.safetensors*",
     ]
-    folders = ["unet/*", "scheduler/*", "vqvae/*"]
+    folders = [f"{name}/*" for name in ("unet", "scheduler", "vqvae", "classifier", "guidance_unet")]
     api.upload_folder(
         repo_id=repo_id, folder_path=run, allow_patterns=files + folders, commit_message="Upload pipeline"
     )

@@ -152,7 +152,7 @@ class Samples:
 def weights_digest(pipe) -> str:
     """The first digits of the SHA-256 of a pipeline's weights."""
     digest = hashlib.sha256()
-    for component in (pipe.unet, pipe.vqvae):
+    for component in (pipe.unet, pipe.vqvae, pipe.classifier, pipe.guidance_unet):
         for _, tensor in sorted(component.state_dict().items()) if component is not None else []:
             digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -400,8 +400,8 @@ def tasks(pipe, labels, images) -> dict[str, torch.Tensor]:
 
 
 def run_without_the_package(folder, again, cache, labels=("wild", 0)):
-    """Two pictures of the labels, and what else is made of them, by stock diffusers in another process; the pipeline is
-    saved `again` there."""
+    """Two pictures of the labels, and what `tasks` makes of them, by stock diffusers in another process, where the
+    pipeline is also saved `again`."""
     script = textwrap.dedent(WITHOUT_THE_PACKAGE)
     script = script.replace("folder, again, labels =", inspect.getsource(tasks) + "\n\nfolder, again, labels =", 1)
     environment = {**os.environ, "HF_MODULES_CACHE": str(cache)}
