@@ -176,10 +176,9 @@ def sampling_scheduler(noise_scheduler: NoiseScheduler) -> SchedulerMixin:
     """The DDIM scheduler, for flows the Euler scheduler, that a trained pipeline is saved with."""
     if is_flow(noise_scheduler):
         return FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
-    # At zero terminal SNR the last timestep must be visited, which only "trailing" does. The spacing is said in any
-    # case: what a config doesn't say, a scheduler that is made `from_config` replaces by a default of its own.
-    spacing = "trailing" if noise_scheduler.config.rescale_betas_zero_snr else "leading"
-    return DDIMScheduler.from_config(noise_scheduler.config, timestep_spacing=spacing)
+    # at zero terminal SNR the last timestep must be visited, which only this spacing does
+    spacing = {"timestep_spacing": "trailing"} if noise_scheduler.config.rescale_betas_zero_snr else {}
+    return DDIMScheduler.from_config(noise_scheduler.config, **spacing)
 
 
 def load_vqvae(path: str, channels: int, size: tuple[int, int]) -> VQModel:

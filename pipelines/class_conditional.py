@@ -42,6 +42,7 @@ SCHEDULERS_WITHOUT_GENERATOR = ("DPMSolverSDEScheduler", "CosineDPMSolverMultist
 # These keep the name of a prediction type and mean another parametrisation, or another task, by it.
 SCHEDULERS_OF_OTHER_MODELS = (
     "CMStochasticIterativeScheduler",
+    "CogVideoXDDIMScheduler",  # it moves the noise levels
     "DDIMInverseScheduler",
     "DPMSolverMultistepInverseScheduler",
     "EDMDPMSolverMultistepScheduler",
@@ -51,7 +52,6 @@ SCHEDULERS_OF_OTHER_MODELS = (
 # These find the timestep of a step, and the next, by whole-number division.
 DIVIDING_SCHEDULERS = (
     "AnnealedLangevinScheduler",
-    "CogVideoXDDIMScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
     "PNDMScheduler",
@@ -315,6 +315,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         default_classifier_guidance_scale: float = 0.0,
     ):
         super().__init__()
+        if scheduler is not None:
+            # What a config leaves to its class's defaults, `from_config` of another class would replace by its own:
+            # other betas, another spacing. Now all of it counts as given, as in a scheduler that is loaded.
+            scheduler.register_to_config(_use_default_values=[])
         self.register_modules(
             unet=unet, scheduler=scheduler, vqvae=vqvae, classifier=classifier, guidance_unet=guidance_unet
         )
@@ -605,7 +609,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             if _begins_late(first, num_inference_steps, num_train_timesteps):
                 raise ValueError(
                     f"num_inference_steps={num_inference_steps} makes {name} begin at timestep {first} of "
-                    f"{num_train_timesteps}, where there should be less than pure noise; use a number that divides "
+                    f"{num_train_timesteps}, which is not pure noise yet; use a number that divides "
                     f"{num_train_timesteps}"
                 )
         if strength is None:
@@ -713,27 +717,42 @@ class ClassConditionalPipeline(DiffusionPipeline):
         height, width = (size, size) if isinstance(size, int) else size
         return (self.unet.config.in_channels, height, width)
 
-    def _set_timesteps(self, num_inference_steps, timesteps=None):
-        # On the CPU: schedulers look their tables up by them, which from a GPU would wait for it at every step.
+    def _set_timesteps(self, num_inference_steps, timesteps=None) -> float:
+        """Set the scheduler's timesteps; the scale of the noise that its first one begins with is returned.
+
+        Where the scheduler's spacing doesn't lead from noise to data, another one is taken for this call.
+        """
+        scheduler = self.scheduler  # on the CPU: it looks its tables up, which from a GPU would wait at every step
         if timesteps is not None:
-            self.scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
-            return
-        self.scheduler.set_timesteps(num_inference_steps, device="cpu")
-        name, spacing = type(self.scheduler).__name__, None
-        if name in DIVIDING_SCHEDULERS or "timestep_spacing" not in self.scheduler.config:
-            return
-        first, num_train_timesteps = self.scheduler.timesteps[0].item(), self.scheduler.config.num_train_timesteps
-        sigmas = getattr(self.scheduler, "sigmas", (0.0, 0.0))
-        if _begins_late(first, num_inference_steps, num_train_timesteps):
-            why, spacing = f"begin at timestep {first:g} of {num_train_timesteps}", "linspace"
-        elif getattr(self.scheduler, "order", 1) == 2 and sigmas[0] > 100 * max(sigmas[1], 1):
+            scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
+            return float(getattr(scheduler, "init_noise_sigma", 1.0))
+        scheduler.set_timesteps(num_inference_steps, device="cpu")
+        given, spacing = scheduler.config.get("timestep_spacing"), None
+        first, num_train_timesteps = scheduler.timesteps[0].item(), scheduler.config.num_train_timesteps
+        if given is not None and _begins_late(first, num_inference_steps, num_train_timesteps):
+            why, spacing = f"begins at timestep {first:g} of {num_train_timesteps}", "trailing"
+            scheduler.register_to_config(timestep_spacing=spacing)
+            scheduler.set_timesteps(num_inference_steps, device="cpu")
+        sigmas = getattr(scheduler, "sigmas", (0.0, 0.0))
+        if given is not None and getattr(scheduler, "order", 1) == 2 and sigmas[0] > 100 * max(sigmas[1], 1):
             # Such a schedule begins at almost pure noise, for the cosine one at σ/α = 20,000, from where a step of
             # second order lands far outside of the data by the smallest error of a prediction.
-            why, spacing = f"leap from a noise of {sigmas[0]:g} to {sigmas[1]:g} in its first step", "leading"
-        if spacing is not None:
-            logger.warning(f"{name} would {why}; timestep_spacing='{spacing}' is used instead")
-            self.scheduler.register_to_config(timestep_spacing=spacing)
-            self.scheduler.set_timesteps(num_inference_steps, device="cpu")
+            why, spacing = f"leaps from a noise of {sigmas[0]:g} to {sigmas[1]:g} in its first step", "leading"
+            scheduler.register_to_config(timestep_spacing=spacing)
+            scheduler.set_timesteps(num_inference_steps, device="cpu")
+        init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
+        if spacing not in (None, given):
+            logger.warning(
+                f"{type(scheduler).__name__} with timestep_spacing={given!r} {why}; {spacing!r} is used instead"
+            )
+            scheduler.register_to_config(timestep_spacing=given)  # it is the user's
+        twice = len(scheduler.timesteps.unique()) < num_inference_steps
+        if twice and "solver_order" in scheduler.config and self.config.prediction_type != "flow_prediction":
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} makes {type(scheduler).__name__} visit a timestep twice, "
+                "by which it would divide by zero; use fewer"
+            )
+        return init_noise_sigma
 
     def get_timesteps(self, strength: float) -> tuple[torch.Tensor, int]:
         """The timesteps that denoise a picture noised to `strength`, and the index of the first of them."""
@@ -1046,7 +1065,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         conditioning = self._prepare_conditioning(tokens, num_images_per_prompt, device, dtype)
 
         # 3. Timesteps, and what to denoise
-        self._set_timesteps(num_inference_steps, timesteps)
+        init_noise_sigma = self._set_timesteps(num_inference_steps, timesteps)
         all_steps = len(self.scheduler.timesteps)
         timesteps, first_step = self.get_timesteps(1.0 if strength is None else strength)
         self._num_timesteps = len(timesteps)
@@ -1060,7 +1079,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             mask = _for_each(mask, batch_size, num_images_per_prompt).to(device=device, dtype=dtype)
             redrawn = F.adaptive_max_pool2d(mask, noise.shape[-2:])  # (B, 1, h, w): all that the mask touches
         if pictures is None or strength == 1:
-            latents = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+            latents = noise * init_noise_sigma
         else:
             latents = self.add_noise(clean, noise, timesteps[:1]).to(dtype) if strength > 0 else clean
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
@@ -1237,7 +1256,7 @@ def noise_schedule(scheduler_config: Any, prediction_type: str) -> dict:
     """What says how noisy a timestep is: the settings by which a scheduler makes its noise levels."""
     keys = ["num_train_timesteps"]
     if prediction_type != "flow_prediction":
-        keys += ["beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr"]
+        keys += ["beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr"]
     schedule = {key: scheduler_config.get(key) for key in keys}
     if schedule.get("beta_schedule") == "squaredcos_cap_v2":  # has no ends to be set
         schedule.pop("beta_start")

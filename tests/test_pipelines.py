@@ -138,7 +138,7 @@ SCHEDULERS = [
 ]
 USABLE = {
     "AnnealedLangevinScheduler",
-    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler"),
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler"),
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"),
@@ -196,6 +196,43 @@ def test_a_scheduler_that_draws_from_the_global_state_is_refused_by_name():
         pipe(labels=[0])
 
 
+@pytest.mark.parametrize("name", sorted(USABLE - {"AnnealedLangevinScheduler"}))
+def test_a_swapped_scheduler_has_the_noise_of_the_training(name):
+    """Most have other betas by default, which `from_config` would take where ours are a default, too."""
+    pipe = make_pipeline("pixel")
+    pipe.scheduler = DDIMScheduler(prediction_type="v_prediction")
+    pipe = ClassConditionalPipeline.from_pipe(pipe)
+    trained = pipe.scheduler.alphas_cumprod
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    torch.testing.assert_close(pipe.scheduler.alphas_cumprod, trained)
+    assert pipe.scheduler.config.get("timestep_spacing", "leading") == "leading"
+
+
+@pytest.mark.parametrize("steps", [250, 300, 600, 1000])
+@pytest.mark.parametrize("name", sorted(USABLE - {"LCMScheduler", "TCDScheduler"}))
+def test_many_steps_begin_at_noise_or_are_refused(name, steps):
+    """ "leading" divides whole numbers: DPM-Solver++ would begin at 750 of 1000 in 250 steps, DDIM at 599 in 600."""
+    pipe = make_pipeline("pixel")
+    pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
+    try:
+        pipe.check_inputs(num_inference_steps=steps)
+        pipe._set_timesteps(steps)
+    except ValueError as error:
+        refused = {"DDIM": "begin at timestep", "PNDM": "begin at timestep", "Anne": "begin at timestep"}
+        assert refused.get(name[:4], "visit a timestep twice") in str(error)
+        assert 1000 % steps or name == "DPMSolverSinglestepScheduler"
+        return
+    assert pipe.scheduler.timesteps[0] >= (890 if pipe.scheduler.order == 2 else 900)
+    repeated = (
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "PNDMScheduler",
+        "AnnealedLangevinScheduler",
+    )
+    if name not in repeated:  # as they do on purpose; elsewhere a step from a timestep to itself divides by zero
+        assert len(pipe.scheduler.timesteps.unique()) == len(pipe.scheduler.timesteps)
+
+
 @pytest.mark.parametrize(
     "name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"]
 )
@@ -205,6 +242,7 @@ def test_solvers_of_second_order_do_not_leap_out_of_a_cosine_schedule(name):
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, timestep_spacing="linspace")
     images = pipe(labels=[0], generator=seeds(0), num_inference_steps=5, output_type="latent").images
     assert images.std() < 5
+    assert pipe.scheduler.config.timestep_spacing == "linspace"  # it is the user's, for the next call
 
 
 @pytest.mark.parametrize("kind", KINDS)
