@@ -291,6 +291,7 @@ def parse_drawing(command: str, argv: list[str]) -> DrawingArguments:
     if command == "trajectory":
         suffix = Path(args.animation or ".gif").suffix or args.animation
         require(args.animation is None or suffix in (".gif", ".webp"), "animation", "a .gif or .webp")
+        require(args.animation != args.output, "animation", "another file than --output")
     if command == "vary":
         require(all(0 <= strength <= 1 for strength in args.strength), "strength", "in 0 to 1")
     if command in ("vary", "inpaint") and args.image is not None and args.source_label is not None:

@@ -59,9 +59,14 @@ def draw_inpainting(args: InpaintArguments):
     """A picture, what is kept of it, and the rest drawn anew by each label, a row a label."""
     pipe = _pipeline(args)
     image = _image(args, pipe)
-    mask = _open(args.mask, "--mask").convert("L") if args.mask is not None else _half(image.size, args.region)
-    if mask.size != image.size:
-        raise InputError(f"--mask {args.mask} is {mask.size} and the picture {image.size} large; make them alike")
+    mask = _half(image.size, args.region)
+    if args.mask is not None:
+        mask, size = _open(args.mask, "--mask").convert("L"), image.size
+        size = size if args.image is None else _open(args.image, "--image").size
+        if mask.size != size:
+            sizes = ("x".join(map(str, one)) for one in (mask.size, size))
+            raise InputError("--mask {} is {} and the picture {} large; make them alike".format(args.mask, *sizes))
+        mask = mask.resize(image.size, Image.Resampling.NEAREST)
     labels, names = _labels(args, pipe)
     kept = Image.composite(
         Image.new(image.mode, image.size, "gray"), image, mask.point(lambda value: 255 * (value > 127))

@@ -8,9 +8,9 @@ import hashlib
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from hwdiffusion import InputError
+from hwdiffusion.pipelines import scaled
 
 
 def load_extractor(name: str, source: str | None, device: torch.device | str = "cpu"):
@@ -39,13 +39,6 @@ def as_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
         return images.expand(-1, 3, -1, -1)
     luma = images.new_tensor([0.299, 0.587, 0.114])[:, None, None]  # as Pillow's mode L (ITU-R 601-2)
     return (images * luma).sum(dim=1, keepdim=True)
-
-
-def scaled(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Pictures scaled to height and width, without aliasing."""
-    if tuple(images.shape[-2:]) == tuple(size):
-        return images
-    return F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
 class ClassifierExtractor:

@@ -281,8 +281,7 @@ def swap_scheduler(pipeline: ClassConditionalPipeline, name: str):
         if name not in samplers:
             raise ValueError(f"the model predicts a flow, which {', '.join(samplers)} sample")
     cls, settings = samplers[name]
-    known = inspect.signature(cls.__init__).parameters  # the others would be warned of
-    pipeline.scheduler = cls.from_config({key: config[key] for key in config if key in known}, **settings)
+    pipeline.scheduler = cls.from_config(config, **settings)
 
 
 def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditionalPipeline:

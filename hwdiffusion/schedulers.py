@@ -97,6 +97,7 @@ class AnnealedLangevinScheduler(DDIMScheduler):
             timesteps = torch.cat([timesteps, timesteps[-1:]])
         self.timesteps = timesteps
         self._step_index = 0
+        self._alphas_squared = self.alphas_cumprod.tolist()  # so that no step waits for a device
 
     def set_begin_index(self, begin_index: int = 0):
         """Start at a later timestep of `timesteps`, the first of its level."""
@@ -132,7 +133,7 @@ class AnnealedLangevinScheduler(DDIMScheduler):
         return DDIMSchedulerOutput(corrected, clean) if return_dict else (corrected, clean)
 
     def _level(self, timestep: int) -> tuple[float, float]:
-        alpha_squared = float(self.alphas_cumprod[timestep])
+        alpha_squared = self._alphas_squared[timestep]
         return max(alpha_squared, 1e-12) ** 0.5, max(1 - alpha_squared, 1e-12) ** 0.5
 
     def _delta(self, score, noise, sigma) -> torch.Tensor | float:

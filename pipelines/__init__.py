@@ -8,6 +8,7 @@ from hwdiffusion.pipelines.class_conditional import (
     noise_schedule,
     num_label_classes,
     predict_clean,
+    scaled,
     slerp,
     unet_conditioning,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "noise_schedule",
     "num_label_classes",
     "predict_clean",
+    "scaled",
     "slerp",
     "unet_conditioning",
 ]

@@ -49,6 +49,13 @@ SCHEDULERS_OF_OTHER_MODELS = (
     "EDMEulerScheduler",
     "UnCLIPScheduler",
 )
+# These can't turn a predicted clean sample into what they step by.
+SCHEDULERS_WITHOUT_SAMPLE_PREDICTION = (
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "PNDMScheduler",
+)
 # These find the timestep of a step, and the next, by whole-number division.
 DIVIDING_SCHEDULERS = (
     "AnnealedLangevinScheduler",
@@ -232,10 +239,14 @@ def classifier_inputs(sample: torch.Tensor, level: torch.Tensor, image_size: Seq
         `(B, C + 1, *image_size)`.
     """
     level = level.to(sample)[:, None, None, None].expand(-1, 1, *sample.shape[-2:])
-    inputs = torch.cat([sample, level], dim=1)
-    if tuple(inputs.shape[-2:]) == tuple(image_size):
-        return inputs
-    return F.interpolate(inputs, size=tuple(image_size), mode="bilinear", align_corners=False, antialias=True)
+    return scaled(torch.cat([sample, level], dim=1), image_size)
+
+
+def scaled(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Pictures or latents `(B, C, H, W)` scaled to height and width, without aliasing, as classifiers see them."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def rescale_guidance(guided: torch.Tensor, cond: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
@@ -291,7 +302,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         max_labels (`int`): T, the most labels that a picture has.
         default_guidance_scale (`float`): what `guidance_scale=None` means.
         default_num_inference_steps (`int`): what `num_inference_steps=None` means.
-        default_classifier_guidance_scale (`float`): what `classifier_guidance_scale=None` means.
+        default_classifier_guidance_scale (`float`): what `classifier_guidance_scale=None` means; where a UNet without
+            labels is to obey some, 0 means 1.
     """
 
     model_cpu_offload_seq = "unet->vqvae"  # the other two take turns with the UNet, and stay beside it
@@ -378,10 +390,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """
         hub = {key: kwargs.pop(key, None) for key in ("repo_id", "commit_message", "private", "create_pr", "token")}
         save_directory = Path(save_directory)
-        scheduler = self.scheduler
-        self.scheduler = _stock_scheduler(scheduler)
-        self.register_modules(**self.components)  # one that was None and has been given since is otherwise left out
+        scheduler, stock = self.scheduler, _stock_scheduler(self.scheduler)
         try:
+            self.scheduler = stock
+            self.register_modules(**self.components)  # one that was None and has been given since is else left out
             super().save_pretrained(str(save_directory), safe_serialization, variant, max_shard_size, **kwargs)
         finally:
             self.scheduler = scheduler
@@ -496,7 +508,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
     ):
         """Raise ValueError before the first step for anything that can't be done, in one sentence."""
-        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
+        if not isinstance(num_images_per_prompt, numbers.Integral) or num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be a positive whole number, not {num_images_per_prompt!r}")
         num_images = batch_size * num_images_per_prompt
         if num_images == 0:
@@ -566,6 +578,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
                     f"{config.get('prediction_type')!r}; make it with from_config(pipe.scheduler.config, "
                     f"prediction_type={trained_for!r})"
                 )
+            if trained_for == "sample" and name in SCHEDULERS_WITHOUT_SAMPLE_PREDICTION:
+                raise ValueError(
+                    f"{name} can't sample prediction_type='sample', for which the model was trained; use another one"
+                )
             if not hasattr(self.scheduler, "init_noise_sigma") or not hasattr(self.scheduler, "alphas_cumprod"):
                 raise ValueError(
                     f"{name} is not a scheduler for this pipeline; use DDIM, DDPM, DPM-Solver++ or another one"
@@ -579,11 +595,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if timesteps is not None:
             if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
                 raise ValueError(f"{name} takes no custom timesteps; use num_inference_steps")
+            flow = self.config.prediction_type == "flow_prediction"
+            if flow and self.scheduler.config.get("shift", 1.0) != 1.0:
+                raise ValueError(f"{name} takes custom timesteps only with shift=1; use num_inference_steps")
             timesteps = [float(t) for t in timesteps]
             if not timesteps or sorted(set(timesteps), reverse=True) != timesteps:
                 raise ValueError(f"timesteps must be a strictly descending sequence, not {timesteps}")
-            highest = num_train_timesteps - (self.config.prediction_type != "flow_prediction")
-            if timesteps[0] > highest or timesteps[-1] < 0:
+            if not flow and any(t != int(t) for t in timesteps if t == t):
+                raise ValueError(f"timesteps must be whole numbers, not {timesteps}")
+            highest = num_train_timesteps - (not flow)
+            if not all(0 <= t <= highest for t in timesteps):
                 raise ValueError(f"timesteps must lie in 0 to {highest}, not {timesteps}")
         elif (
             not isinstance(num_inference_steps, numbers.Integral)
@@ -594,15 +615,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"not {num_inference_steps!r}"
             )
         elif (
-            name
-            in ("DDIMScheduler", "DDIMParallelScheduler", "AnnealedLangevinScheduler")  # not DDPM, which looks it up
-            and self.scheduler.config.timestep_spacing == "trailing"
-            and num_train_timesteps % num_inference_steps
+            name in DIVIDING_SCHEDULERS
+            and self.scheduler.config.timestep_spacing != "leading"
+            and (num_train_timesteps % num_inference_steps or self.scheduler.config.timestep_spacing == "linspace")
         ):
-            # DDIM finds the previous timestep by integer division, which is wrong here.
             raise ValueError(
-                f"{name} with timestep_spacing='trailing' needs a number of steps that divides {num_train_timesteps}, "
-                f"which {num_inference_steps} doesn't; use timestep_spacing='leading' or another number"
+                f"{name} steps by a whole number of timesteps, so timestep_spacing='trailing' needs a number of steps "
+                f"that divides {num_train_timesteps}, and 'linspace' is never right; use 'leading', or another number "
+                f"than {num_inference_steps}"
             )
         elif name in DIVIDING_SCHEDULERS and self.scheduler.config.timestep_spacing == "leading":
             first = num_train_timesteps // num_inference_steps * (num_inference_steps - 1)
@@ -616,6 +636,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return
         if not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
             raise ValueError(f"strength must be a number in [0, 1], not {strength!r}")
+        if name == "PNDMScheduler" and 0 < strength < 1 and not self.scheduler.config.skip_prk_steps:
+            raise ValueError(
+                "PNDMScheduler can't begin in the middle with its Runge-Kutta steps; make it with "
+                "from_config(pipe.scheduler.config, skip_prk_steps=True)"
+            )
         steps = len(timesteps) if timesteps is not None else num_inference_steps
         if strength > 0 and _steps_of(strength, steps) == 0:
             raise ValueError(
@@ -648,7 +673,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if not isinstance(guidance_interval, (tuple, list)) or len(guidance_interval) != 2:
             raise ValueError(f"guidance_interval must be a pair (start, stop), not {guidance_interval!r}")
         start, stop = guidance_interval
-        if not 0.0 <= start <= stop <= 1.0:
+        if not all(isinstance(end, numbers.Real) for end in (start, stop)) or not 0.0 <= start <= stop <= 1.0:
             raise ValueError(f"guidance_interval must be (start, stop), 0 <= start <= stop <= 1, not {(start, stop)}")
         if not 0.0 <= guidance_rescale <= 1.0:
             raise ValueError(f"guidance_rescale must lie in [0, 1], not {guidance_rescale}")
@@ -661,6 +686,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )
         if has_labels is False:
             raise ValueError(f"classifier_guidance_scale={scale} needs labels")
+        if self.classifier.training:  # pictures of a batch would be normalised by each other
+            raise ValueError("the classifier is in training mode; call pipe.classifier.eval()")
         config = self.classifier.config
         if not getattr(config, "noise_aware", False):
             raise ValueError("the classifier has not seen noisy samples, so it can't guide; train it by --noise_aware")
@@ -727,25 +754,26 @@ class ClassConditionalPipeline(DiffusionPipeline):
             scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
             return float(getattr(scheduler, "init_noise_sigma", 1.0))
         scheduler.set_timesteps(num_inference_steps, device="cpu")
-        given, spacing = scheduler.config.get("timestep_spacing"), None
-        first, num_train_timesteps = scheduler.timesteps[0].item(), scheduler.config.num_train_timesteps
-        if given is not None and _begins_late(first, num_inference_steps, num_train_timesteps):
-            why, spacing = f"begins at timestep {first:g} of {num_train_timesteps}", "trailing"
-            scheduler.register_to_config(timestep_spacing=spacing)
-            scheduler.set_timesteps(num_inference_steps, device="cpu")
-        sigmas = getattr(scheduler, "sigmas", (0.0, 0.0))
-        if given is not None and getattr(scheduler, "order", 1) == 2 and sigmas[0] > 100 * max(sigmas[1], 1):
-            # Such a schedule begins at almost pure noise, for the cosine one at σ/α = 20,000, from where a step of
-            # second order lands far outside of the data by the smallest error of a prediction.
-            why, spacing = f"leaps from a noise of {sigmas[0]:g} to {sigmas[1]:g} in its first step", "leading"
-            scheduler.register_to_config(timestep_spacing=spacing)
-            scheduler.set_timesteps(num_inference_steps, device="cpu")
-        init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
-        if spacing not in (None, given):
-            logger.warning(
-                f"{type(scheduler).__name__} with timestep_spacing={given!r} {why}; {spacing!r} is used instead"
-            )
-            scheduler.register_to_config(timestep_spacing=given)  # it is the user's
+        given, said = scheduler.config.get("timestep_spacing"), None
+        try:
+            first, num_train_timesteps = scheduler.timesteps[0].item(), scheduler.config.num_train_timesteps
+            if given is not None and _begins_late(first, num_inference_steps, num_train_timesteps):
+                said = f"begins at timestep {first:g} of {num_train_timesteps}; 'trailing' is used instead"
+                scheduler.register_to_config(timestep_spacing="trailing")
+                scheduler.set_timesteps(num_inference_steps, device="cpu")
+            sigmas = getattr(scheduler, "sigmas", (0.0, 0.0))
+            if given is not None and getattr(scheduler, "order", 1) == 2 and sigmas[0] > 100 * max(sigmas[1], 1):
+                # Such a schedule begins at almost pure noise, for the cosine one at σ/α = 20,000, from where a step of
+                # second order lands far outside of the data by the smallest error of a prediction.
+                said = f"leaps from a noise of {sigmas[0]:g} to {sigmas[1]:g} at first; 'leading' is used instead"
+                scheduler.register_to_config(timestep_spacing="leading")
+                scheduler.set_timesteps(num_inference_steps, device="cpu")
+            init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))  # a function of the spacing
+        finally:
+            if said is not None:
+                scheduler.register_to_config(timestep_spacing=given)  # it is the user's
+        if said is not None:
+            logger.warning(f"{type(scheduler).__name__} with timestep_spacing={given!r} {said}")
         twice = len(scheduler.timesteps.unique()) < num_inference_steps
         if twice and "solver_order" in scheduler.config and self.config.prediction_type != "flow_prediction":
             raise ValueError(
@@ -756,12 +784,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     def get_timesteps(self, strength: float) -> tuple[torch.Tensor, int]:
         """The timesteps that denoise a picture noised to `strength`, and the index of the first of them."""
-        timesteps = self.scheduler.timesteps
-        order = getattr(self.scheduler, "order", 1)
+        scheduler, timesteps = self.scheduler, self.scheduler.timesteps
+        order = getattr(scheduler, "order", 1)
         steps = -(-len(timesteps) // order)  # second-order schedulers have two timesteps a step, but for the last
         start = min((steps - _steps_of(strength, steps)) * order, len(timesteps))
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(start)
+        if type(scheduler).__name__ == "LMSDiscreteScheduler":  # takes its index for the number of steps done
+            scheduler.timesteps, scheduler.sigmas = timesteps[start:], scheduler.sigmas[start:]
+            scheduler.set_begin_index(0)
+        elif hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(start)
         return timesteps[start:], start
 
     def noise_levels(self, timesteps: torch.Tensor) -> list[tuple[float, float]]:
@@ -783,18 +814,24 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return latents.to(device=device, dtype=dtype)
 
-    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Clean latents `(B, C, H, W)` as the scheduler knows them at a timestep `(1,)`."""
-        if self.config.prediction_type == "flow_prediction":
-            sigma = (timestep / self.scheduler.config.num_train_timesteps).item()
-            return (1 - sigma) * clean + sigma * noise
-        return self.scheduler.add_noise(clean, noise, timestep.repeat(len(clean)))
+    def add_noise(
+        self, clean: torch.Tensor, noise: torch.Tensor, level: tuple[float, float], init_noise_sigma: float
+    ) -> torch.Tensor:
+        """Clean latents `(B, C, H, W)`, noised to a level (α, σ), as the scheduler keeps them.
+
+        Not by the scheduler's own `add_noise`: that of some means another level than the UNet is told of next, and
+        looks it up on the device.
+        """
+        alpha, sigma = level
+        if init_noise_sigma != 1:  # these keep clean + σ/α noise, and scale it for the UNet
+            return clean + sigma / alpha * noise
+        return alpha * clean + sigma * noise
 
     def prepare_extra_step_kwargs(self, generator, eta):
-        # Schedulers differ in what their step takes: only DDIM has eta, deterministic ones have no generator.
+        # Schedulers differ in what their step takes: few have eta, deterministic ones have no generator.
         accepted = inspect.signature(self.scheduler.step).parameters
         extra = {}
-        if "eta" in accepted:
+        if "eta" in accepted and eta > 0:  # that of TCD is another η, and has another default
             extra["eta"] = eta
         if "generator" in accepted:
             extra["generator"] = generator
@@ -826,17 +863,20 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """
         masks = list(mask_image) if isinstance(mask_image, (list, tuple)) else [mask_image]
         if isinstance(image, torch.Tensor) and self.vqvae is not None and image.shape[-3:] == self._latent_shape():
-            size = self.image_size
+            sizes = [self.image_size]
         else:
-            size = _size_of(image[0] if isinstance(image, (list, tuple)) else image)
-        for mask in masks:
-            if _size_of(mask) != size:
-                height, width = _size_of(mask)
+            sizes = [_size_of(one) for one in (image if isinstance(image, (list, tuple)) else [image])]
+        for index in range(max(len(masks), len(sizes))):
+            (height, width), size = _size_of(masks[index % len(masks)]), sizes[index % len(sizes)]
+            if (height, width) != size:
                 raise ValueError(f"mask_image is {height}x{width}, but image is {size[0]}x{size[1]}; make them alike")
         return self._preprocess(self.mask_processor, masks, "mask_image")
 
     def _preprocess(self, processor, images, what):
         height, width = self.image_size
+        images = [one / 255.0 if getattr(one, "dtype", None) in (np.uint8, torch.uint8) else one for one in images]
+        if any(isinstance(one, torch.Tensor) and one.is_floating_point() and one.min() < 0 for one in images):
+            raise ValueError(f"{what} holds values outside of [0, 1]")  # which would be taken for [-1, 1]
         if not images or not all(isinstance(one, type(images[0])) for one in images):
             raise ValueError(f"{what} must be a picture or a list of them, all of one type")
         try:
@@ -846,8 +886,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"{what} must be PIL images, arrays (B, H, W, C) or tensors (B, C, H, W) in [0, 1], not "
                 f"{type(images[0]).__name__} ({' '.join(str(error).split())[:100]})"
             ) from error
-        if not torch.isfinite(pictures).all():
-            raise ValueError(f"{what} holds values that are not finite")
+        lowest = -1.0 if processor is self.image_processor else 0.0
+        if not (pictures.min() >= lowest - 1e-3 and pictures.max() <= 1 + 1e-3):  # nor where it is no number
+            raise ValueError(f"{what} holds values outside of [0, 1]")
         return pictures
 
     def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -897,6 +938,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             if self.guidance_unet is not None:
                 cond = self.unet(sample, timestep, **conditioning["labels"], return_dict=False)[0]
                 weak = self.guidance_unet(sample, timestep, **conditioning["labels"], return_dict=False)[0]
+            elif "null_and_labels" not in conditioning:  # a callback turned it on
+                raise ValueError("guidance needs a model trained with label dropout, or a guidance_unet")
             else:
                 both = torch.cat([sample] * 2)
                 both = self.unet(both, timestep, **conditioning["null_and_labels"], return_dict=False)[0]
@@ -1015,6 +1058,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             guidance_scale = self.config.default_guidance_scale
         if classifier_guidance_scale is None:
             classifier_guidance_scale = self.config.default_classifier_guidance_scale
+            if labels is not None and num_label_classes(self.unet.config) == 0:
+                classifier_guidance_scale = classifier_guidance_scale or 1.0  # nothing else would obey them
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
         if isinstance(generator, tuple):
@@ -1081,7 +1126,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if pictures is None or strength == 1:
             latents = noise * init_noise_sigma
         else:
-            latents = self.add_noise(clean, noise, timesteps[:1]).to(dtype) if strength > 0 else clean
+            latents = self.add_noise(clean, noise, levels[0], init_noise_sigma) if strength > 0 else clean
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         # 4. Denoise
@@ -1099,7 +1144,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 latents = latents.to(dtype)  # some schedulers compute in float32
                 if mask is not None:
                     last = i + 1 == len(timesteps)
-                    kept = clean if last else self.add_noise(clean, noise, timesteps[i + 1 : i + 2]).to(dtype)
+                    kept = clean if last else self.add_noise(clean, noise, levels[i + 1], init_noise_sigma)
                     latents = redrawn * latents + (1 - redrawn) * kept
 
                 if callback_on_step_end is not None:
@@ -1152,6 +1197,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         ):
             if count not in (1, 2):
                 raise ValueError(f"interpolate goes between two {what}, or keeps one, not {count}")
+        if any(one is not None and not isinstance(one, torch.Generator) for one in generators):
+            raise ValueError(f"generator must be a torch.Generator or two of them, not {generator!r}")
+        if latents is not None and tuple(latents.shape[1:]) != self._latent_shape():
+            shape = ", ".join(map(str, self._latent_shape()))
+            raise ValueError(f"latents must have the shape (1 or 2, {shape}), not {tuple(latents.shape)}")
         if not isinstance(num_images, int) or num_images < 2:
             raise ValueError(f"num_images must be a whole number of at least 2, not {num_images!r}")
         weights = torch.linspace(0, 1, num_images)
@@ -1165,9 +1215,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )  # (N, T, K)
         else:
             kwargs["num_images_per_prompt"] = num_images
-        if generators[0] is not None:
-            generators = [_copy(generators[0]) for _ in range(num_images)]
-        return self(labels=tokens, latents=latents, generator=generators if generators[0] else None, **kwargs)
+        generators = [_copy(generators[0]) for _ in range(num_images)] if generators[0] is not None else [None]
+        return self(labels=tokens, latents=latents, generator=None if None in generators else generators, **kwargs)
 
     @torch.no_grad()
     def invert(
@@ -1208,7 +1257,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise ValueError(f"labels must be one for all or one for each of {len(pictures)} pictures")
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
-        self.check_inputs(batch_size, 1, num_inference_steps, guidance_scale=guidance_scale)
+        has_labels = labels is not None
+        self.check_inputs(batch_size, 1, num_inference_steps, guidance_scale=guidance_scale, has_labels=has_labels)
         self._guidance_scale, self._guidance_rescale, self._classifier_guidance_scale = guidance_scale, 0.0, 0.0
         device, dtype = self._execution_device, self.unet.dtype
 
@@ -1297,7 +1347,8 @@ def _size_of(image: Any) -> tuple[int, int]:
     if isinstance(image, torch.Tensor) and image.ndim >= 2:
         return tuple(image.shape[-2:])
     if isinstance(image, np.ndarray) and image.ndim >= 2:
-        return tuple(image.shape[:2] if image.ndim < 4 else image.shape[1:3])
+        channels_last = image.ndim == 4 or (image.ndim == 3 and image.shape[-1] in (1, 3, 4))
+        return tuple(image.shape[-3:-1] if channels_last else image.shape[-2:])
     raise ValueError(f"a picture must be a PIL image, an array or a tensor, not {type(image).__name__}")
 
 

@@ -80,6 +80,13 @@ def test_inpainting_keeps_what_is_outside_of_the_region(run, tmp_path):
     assert all(np.abs(drawn[row, column, :, :32] - given[:, :32]).max() > 10 for row in range(3) for column in (2, 3))
     mask = tmp_path / "mask.png"
     Image.fromarray(np.repeat([[255] * 8 + [0] * 8], 16, axis=0).astype(np.uint8)).save(mask)
+    large = [str(tmp_path / name) for name in ("large.png", "large_mask.png")]
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(large[0])
+    Image.open(mask).resize((64, 64), Image.Resampling.NEAREST).save(large[1])
+    files = ["--image", large[0], "--mask", large[1], "--columns", "2", "--output", str(output)]
+    assert main(["inpaint", run, *files]) == 0
+    halves = cells(output, 3, 4)
+    assert (np.abs(halves[:, 1:, :, 32:] - halves[:, :1, :, 32:]) <= 1).all()
     again = tmp_path / "again.png"
     assert main(["inpaint", run, "--mask", str(mask), "--columns", "2", "--output", str(again)]) == 0
     assert np.array_equal(cells(again, 3, 4), drawn)

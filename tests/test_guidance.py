@@ -1,5 +1,7 @@
 """Classifier guidance, autoguidance and their mixing, against their equations."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,14 +11,15 @@ from tiny import NAMES, PREDICTION_TYPES, make_classifier, make_pipeline, make_u
 from hwdiffusion.pipelines import classifier_inputs, label_tokens, predict_clean, unet_conditioning
 
 
-def outputs_of_a_call(pipe, **call) -> list[torch.Tensor]:
-    """What the scheduler is given at each step."""
+def steps_of_a_call(pipe, **call) -> list[tuple]:
+    """What the scheduler is given at each step: the model's output, the timestep, the sample."""
     given, step = [], pipe.scheduler.step
 
-    def remember(model_output, *args, **kwargs):
-        given.append(model_output.clone())
-        return step(model_output, *args, **kwargs)
+    def remember(model_output, t, sample, **kwargs):
+        given.append((model_output.clone(), t, sample.clone()))
+        return step(model_output, t, sample, **kwargs)
 
+    remember.__signature__ = inspect.signature(step)
     pipe.scheduler.step = remember
     try:
         pipe(**call, output_type="latent")
@@ -36,20 +39,20 @@ def test_classifier_guidance_moves_the_predicted_noise_by_the_gradient(predictio
     pipe, s = make_pipeline("pixel", prediction_type), 3.0
     pipe.classifier = make_classifier(pipe)
     noise = torch.randn(1, 1, 8, 8, generator=seeds(0)[0])
-    call = {"labels": ["dog"], "latents": noise, "num_inference_steps": 3}
-    (plain, *_), (guided, *_) = (outputs_of_a_call(pipe, **call, classifier_guidance_scale=w) for w in (0.0, s))
-    timestep = pipe.scheduler.timesteps[0]
+    call = {"labels": ["dog"], "latents": noise, "num_inference_steps": 4}
+    # of the second step, as a flow's first is at pure noise, of which no classifier can know anything
+    call["guidance_interval"] = (0.3, 0.4)
+    plain, guided = (steps_of_a_call(pipe, **call, classifier_guidance_scale=w)[1] for w in (0.0, s))
+    assert torch.equal(plain[2], guided[2])
+    (plain, timestep, sample), (guided, _, _) = plain, guided
     ((alpha, sigma),) = pipe.noise_levels(timestep[None])
-    x = noise.clone().requires_grad_()
+    x = sample.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(log_probability(pipe.classifier, x, float(timestep) / 1000, 1), x)
     assert gradient.abs().max() > 1e-6
 
     def predicted_noise(output):
-        return (noise - alpha * predict_clean(output, noise, alpha, sigma, prediction_type)) / sigma
+        return (sample - alpha * predict_clean(output, sample, alpha, sigma, prediction_type)) / sigma
 
-    if sigma == 1:  # a flow begins at pure noise, of which no classifier can know anything
-        assert torch.equal(guided, plain)
-        return
     moved = predicted_noise(guided) - predicted_noise(plain)
     torch.testing.assert_close(moved, -s * sigma * gradient, rtol=2e-3, atol=1e-6)
 
@@ -109,8 +112,16 @@ def test_a_classifier_gives_labels_to_an_unconditional_model():
         pipe(labels=["cat"])
     pipe.classifier = make_classifier(pipe)
     assert pipe.num_classes == 3 and pipe.id2label == NAMES
+    for refused in ({"classifier_guidance_scale": 0.0}, {"classifier_guidance_scale": 0}):
+        with pytest.raises(ValueError, match="act by classifier_guidance_scale alone, which is 0"):
+            pipe(labels=["cat"], **refused)
     with pytest.raises(ValueError, match="act by classifier_guidance_scale alone, which is 0"):
-        pipe(labels=["cat"])
+        pipe.invert(torch.zeros(1, 1, 8, 8), ["cat"])
+    default, one = (
+        pipe(labels=["cat"], generator=seeds(0), output_type="latent", **scale).images
+        for scale in ({}, {"classifier_guidance_scale": 1.0})
+    )
+    assert torch.equal(default, one)
     with pytest.raises(ValueError, match="classifier_guidance_scale=2.0 needs labels"):
         pipe(classifier_guidance_scale=2.0)
     cat, dog = (
@@ -135,8 +146,7 @@ def test_autoguidance_is_its_equation():
     pipe.guidance_unet = make_unet("pixel", seed=1)
     noise = torch.randn(1, 1, 8, 8)
     call = {"labels": [1], "latents": noise, "num_inference_steps": 2, "guidance_scale": w}
-    (guided, *_) = outputs_of_a_call(pipe, **call)
-    timestep = pipe.scheduler.timesteps[0]
+    (guided, timestep, _), *_ = steps_of_a_call(pipe, **call)
     with torch.no_grad():
         tokens = label_tokens(torch.tensor([[1]]), 3)
         cond, weak = (
@@ -198,6 +208,14 @@ def test_a_classifier_that_does_not_fit_is_refused(contract, names, message):
     pipe.classifier = make_classifier(pipe, names, **contract)
     pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("the UNet was called"))
     with pytest.raises(ValueError, match=message):
+        pipe(labels=[1], classifier_guidance_scale=1.0)
+
+
+def test_a_classifier_in_training_mode_is_refused():
+    """It would normalise the pictures of a batch by each other, and change itself."""
+    pipe = make_pipeline("pixel")
+    pipe.classifier = make_classifier(pipe).train()
+    with pytest.raises(ValueError, match="in training mode"):
         pipe(labels=[1], classifier_guidance_scale=1.0)
 
 

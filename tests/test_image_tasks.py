@@ -6,9 +6,11 @@ import torch
 from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
+    EulerAncestralDiscreteScheduler,
     HeunDiscreteScheduler,
-    UniPCMultistepScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
 )
 from PIL import Image
 from tiny import KINDS, PREDICTION_TYPES, ask, make_pipeline, seeds
@@ -20,9 +22,10 @@ SCHEDULERS = [
     None,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
+    EulerAncestralDiscreteScheduler,
     HeunDiscreteScheduler,
-    UniPCMultistepScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
 ]
 
 
@@ -83,6 +86,50 @@ def test_every_scheduler_starts_where_the_strength_says(scheduler):
     torch.testing.assert_close(sample, alpha * (image * 2 - 1) + sigma * noise, atol=1e-4, rtol=0)
 
 
+def true_noise(pipe, mean=0.3, deviation=0.5):
+    """Put a perfect model of data N(mean, deviation²) in the UNet's place, and give what its flow does to a sample."""
+
+    def forward(sample, timestep, **_):
+        ((alpha, sigma),) = pipe.noise_levels(timestep.reshape(1))
+        noise = sigma * (sample - alpha * mean) / (alpha**2 * deviation**2 + sigma**2)
+        clean = (sample - sigma * noise) / alpha
+        return (alpha * noise - sigma * clean,)
+
+    pipe.unet.forward = forward
+
+    def end(sample, alpha, sigma):  # the probability flow keeps a sample's place in its distribution
+        place = (sample - alpha * mean) / (alpha**2 * deviation**2 + sigma**2) ** 0.5
+        return mean + deviation * place
+
+    return end
+
+
+@pytest.mark.parametrize("scheduler", [None, *SCHEDULERS[2:], PNDMScheduler])
+@pytest.mark.parametrize("strength", [0.3, 0.8])
+def test_from_any_strength_every_solver_follows_the_flow(scheduler, strength):
+    """On a Gaussian the end of a deterministic sampler is known."""
+    pipe = make_pipeline("pixel")
+    if scheduler is EulerAncestralDiscreteScheduler:
+        pytest.skip("it is stochastic")
+    if scheduler is not None:
+        settings = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **settings)
+    end, seen = true_noise(pipe), []
+    predict = pipe._predict
+    pipe._predict = lambda sample, t, level, *rest: (seen.append((sample, level)), predict(sample, t, level, *rest))[1]
+    options = {"image": picture(pipe), "strength": strength, "num_inference_steps": 50, "output_type": "latent"}
+    found = pipe(labels=[1], generator=seeds(0), **options).images
+    sample, (alpha, sigma) = seen[0]
+    torch.testing.assert_close(found, end(sample, alpha, sigma), atol=0.05, rtol=0)
+
+
+def test_pndm_with_runge_kutta_steps_can_not_begin_in_the_middle():
+    pipe = make_pipeline("pixel")
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="skip_prk_steps=True"):
+        pipe(labels=[1], image=picture(pipe), strength=0.5)
+
+
 def test_more_strength_takes_the_picture_further_away():
     pipe = make_pipeline("pixel")
     image = picture(pipe)
@@ -134,6 +181,7 @@ def test_pictures_of_every_type_are_the_same_picture(kind):
     array = values[0].permute(1, 2, 0).numpy().astype(np.uint8)
     pil = Image.fromarray(array.squeeze())
     given = [values / 255, values[0] / 255, [values[0] / 255], array[None] / 255.0, pil, [pil], pil.convert("RGBA")]
+    given += [array[None], values.to(torch.uint8)]
     results = [
         pipe(labels=[1], image=image, strength=0.5, generator=seeds(0), output_type="pt").images for image in given
     ]
@@ -162,6 +210,21 @@ def test_what_the_mask_keeps_is_kept_to_the_bit(kind, scheduler):
     drawn = pipe(labels=[1], image=image, mask_image=mask_of(pipe, 5), generator=seeds(0), output_type="pt").images
     torch.testing.assert_close(drawn[..., 5:], image[..., 5:], atol=1e-6, rtol=0)
     assert (drawn[..., :5] - image[..., :5]).abs().mean() > 1e-2
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_what_is_kept_is_as_noisy_as_the_unet_is_told(scheduler):
+    pipe, seen = make_pipeline("pixel"), []
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    pipe.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    image, noise = picture(pipe), torch.randn(1, 1, 8, 8)
+    options = {"mask_image": mask_of(pipe, 4), "num_inference_steps": 6, "generator": seeds(0)}
+    pipe(labels=[1], image=image, latents=noise, **options)
+    for sample, timestep in seen[1:]:  # the first step begins at pure noise
+        ((alpha, sigma),) = pipe.noise_levels(timestep[None])
+        expected = alpha * (image * 2 - 1) + sigma * noise
+        torch.testing.assert_close(sample[..., 4:], expected[..., 4:], atol=1e-4, rtol=0)
 
 
 def test_a_black_mask_keeps_all_and_a_white_one_nothing():
@@ -294,7 +357,9 @@ def test_inversion_is_of_deterministic_samplers():
         ({"image": "picture.png"}, "image must be PIL images, arrays .* not str"),
         ({"image": []}, "image must be a picture or a list of them"),
         ({"image": torch.rand(1, 3, 8, 8)}, "image must have 1 channels, not 3"),
-        ({"image": torch.full((1, 1, 8, 8), float("nan"))}, "image holds values that are not finite"),
+        ({"image": torch.full((1, 1, 8, 8), float("nan"))}, r"image holds values outside of \[0, 1\]"),
+        ({"image": torch.rand(1, 1, 8, 8) * 2 - 1}, r"image holds values outside of \[0, 1\]"),
+        ({"image": np.random.rand(1, 8, 8, 1) * 255}, r"image holds values outside of \[0, 1\]"),
         (
             {"image": torch.rand(3, 1, 8, 8), "labels": [0, 1]},
             "must be one for all or one for each picture, not 2 of l",
@@ -316,7 +381,8 @@ def test_wrong_pictures_are_refused_before_the_first_step(arguments, message):
         ({"labels": [0, 1, 2]}, "between two labels, or keeps one, not 3"),
         ({"generator": seeds(0, 1, 2)}, "between two generator, or keeps one, not 3"),
         ({"num_images": 1}, "num_images must be a whole number of at least 2"),
-        ({"latents": torch.zeros(2, 1, 4, 4)}, r"latents must have the shape \(8, 1, 8, 8\)"),
+        ({"latents": torch.zeros(2, 1, 4, 4)}, r"latents must have the shape \(1 or 2, 1, 8, 8\), not \(2, 1, 4, 4\)"),
+        ({"generator": 5}, "generator must be a torch.Generator or two of them, not 5"),
     ],
 )
 def test_ways_that_lead_nowhere_are_refused(arguments, message):

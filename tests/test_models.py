@@ -152,7 +152,11 @@ def test_every_named_sampler_is_one_for_the_model_or_refused(name, flow):
     assert drawn.isfinite().all()
     if name in ("ddim", "dpmpp", "unipc", "euler", "heun"):  # deterministic: the same way to the same picture
         assert (drawn - fine).norm() < 0.15 * fine.norm()
-    swap_scheduler(pipe, "euler")  # and back
+    config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    swap_scheduler(pipe, "euler")
+    swap_scheduler(pipe, name)  # there and back nothing is lost
+    again = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    assert again == config
 
 
 def test_latents_are_not_clipped_and_pixels_are():

@@ -700,7 +700,7 @@ def test_the_predicted_clean_sample_is_the_schedulers(prediction_type):
 class OnDevice(torch.Tensor):
     """A sample as on another device: all that is made of it is there too; to read a value of it is to wait."""
 
-    WAITING = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"}
+    WAITING = {"item", "tolist", "numpy", "cpu", "nonzero", "equal", "__bool__", "__float__", "__int__", "__index__"}
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -709,11 +709,49 @@ class OnDevice(torch.Tensor):
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize("name", sorted(USABLE - {"AnnealedLangevinScheduler"}))
+@pytest.mark.parametrize(
+    "name", [*sorted(USABLE), "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
+)
 def test_the_loop_never_waits_for_the_device(name):
-    pipe = make_pipeline("pixel")
+    """With all that a loop can have in it: both guidances, in an interval, and what a mask keeps."""
+    flow = name.startswith("Flow")
+    pipe = make_pipeline("pixel", "flow_prediction" if flow else "v_prediction")
+    pipe.classifier, pipe.guidance_unet = make_classifier(pipe), make_unet("pixel", seed=1)
     pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
     noise = torch.randn(2, 1, 8, 8).as_subclass(OnDevice)
-    guided = {"guidance_scale": 2.0, "guidance_interval": (0.2, 0.8), "guidance_rescale": 0.5}
-    images = pipe(labels=[0, 1], latents=noise, num_inference_steps=5, output_type="latent", **guided).images
+    options = {"guidance_scale": 2.0, "guidance_interval": (0.2, 0.8), "guidance_rescale": 0.5}
+    options |= {
+        "classifier_guidance_scale": 1.0,
+        "mask_image": torch.ones(8, 8).tril(),
+        "image": torch.rand(1, 1, 8, 8),
+    }
+    images = pipe(labels=[0, 1], latents=noise, num_inference_steps=5, output_type="latent", **options).images
     assert type(images) is OnDevice  # it was on the device all the way
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+@pytest.mark.parametrize("name", sorted(USABLE))
+def test_schedulers_sample_what_the_model_predicts_or_are_refused(name, prediction_type):
+    pipe = make_pipeline("pixel", prediction_type)
+    pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
+    calls = []
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        images = pipe(labels=[0], generator=seeds(0), num_inference_steps=5, output_type="latent").images
+    except ValueError as error:
+        assert f"{name} can't sample prediction_type='sample'" in str(error) and not calls
+    else:
+        assert images.isfinite().all()
+
+
+def test_a_call_leaves_no_trace_in_the_next():
+    pipe = make_pipeline("pixel")
+    for scheduler in (DPMSolverMultistepScheduler, scheduler_class("HeunDiscreteScheduler"), DDPMScheduler):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        config = dict(pipe.scheduler.config)
+        run = lambda **call: pipe(labels=[1], generator=seeds(0), output_type="latent", **call).images  # noqa: E731
+        first = run(num_inference_steps=10)
+        run(num_inference_steps=250)
+        run(num_inference_steps=10, image=torch.rand(1, 1, 8, 8), strength=0.3, guidance_scale=3.0)
+        assert torch.equal(run(num_inference_steps=10), first)
+        assert dict(pipe.scheduler.config) == config
