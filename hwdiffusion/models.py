@@ -116,6 +116,12 @@ def build_noise_scheduler(section: dict, latent: bool) -> NoiseScheduler:
     section = dict(section)
     name = section.pop("_class_name", "DDPMScheduler")
     if name == "FlowMatchEulerDiscreteScheduler":
+        section = {key: value for key, value in section.items() if value is not None}
+        ours, theirs = (inspect.signature(cls).parameters for cls in (FlowMatchEulerDiscreteScheduler, DDPMScheduler))
+        foreign = [key for key in section if key in theirs and key not in ours]
+        if foreign:
+            without = " ".join(f"--noise_scheduler.{key} null" for key in foreign)
+            raise InputError(f"{name} in section noise_scheduler takes no {', '.join(foreign)}; give {without}")
         _check_keys("noise_scheduler", section, FlowMatchEulerDiscreteScheduler)
         if section.get("use_dynamic_shifting") or section.get("invert_sigmas"):
             raise InputError("use_dynamic_shifting and invert_sigmas in section noise_scheduler can't be trained")

@@ -129,7 +129,7 @@ FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}
 
 
 def test_a_flow_is_named_by_its_scheduler_and_known_to_its_pipeline():
-    trained = build_noise_scheduler(FLOW, latent=True)
+    trained = build_noise_scheduler({**FLOW, "beta_schedule": None}, latent=True)  # a preset's, taken out by a flag
     sampler = sampling_scheduler(trained)
     assert type(trained) is type(sampler) is FlowMatchEulerDiscreteScheduler and sampler.config.shift == 2.0
     data, args = SimpleNamespace(id2label={}, max_labels=1), SimpleNamespace(num_inference_steps=7)
@@ -272,7 +272,12 @@ def test_blocks_that_cannot_give_an_odd_size_back_are_refused_and_others_are_not
         ({"rescale_betas_zero_snr": True}, False, "rescale_betas_zero_snr .* needs prediction_type v_prediction"),
         ({"clip_sample": True}, True, "clip_sample in section noise_scheduler is True"),
         ({"_class_name": "DDIMScheduler"}, False, "_class_name .* must be DDPMScheduler or FlowMatchEulerDiscreteSch"),
-        ({**FLOW, "beta_schedule": "linear"}, False, "'beta_schedule'.*takes the arguments of FlowMatchEuler"),
+        (
+            {**FLOW, "beta_schedule": "linear"},
+            False,
+            "takes no beta_schedule; .* --noise_scheduler.beta_schedule null",
+        ),
+        ({**FLOW, "shfit": 3.0}, False, "'shfit'.*did you mean shift"),
         ({**FLOW, "use_dynamic_shifting": True}, False, "use_dynamic_shifting .* can't be trained"),
     ],
 )
