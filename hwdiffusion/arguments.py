@@ -321,8 +321,8 @@ class VaryArguments(DrawingArguments):
 
     image: Optional[str] = field(default=None, metadata={"help": "A picture. Default: one that the pipeline draws."})
     source_label: Optional[str] = field(default=None, metadata={"help": "Of what, in that case. Default: the first."})
-    strength: list[float] = field(
-        default_factory=lambda: [0.2, 0.4, 0.6, 0.8, 1.0], metadata={"help": "How far it is noised, in 0 to 1."}
+    strength: Optional[list[float]] = field(
+        default=None, metadata={"help": "How far it is noised, in 0 to 1. Default: 0.2 0.4 0.6 0.8 1."}
     )
 
 
@@ -333,7 +333,7 @@ class InpaintArguments(DrawingArguments):
     image: Optional[str] = field(default=None, metadata={"help": "A picture. Default: one that the pipeline draws."})
     source_label: Optional[str] = field(default=None, metadata={"help": "Of what, in that case. Default: the first."})
     mask: Optional[str] = field(default=None, metadata={"help": "A picture that is white where to draw anew."})
-    region: Literal["left", "right", "top", "bottom", "centre"] = field(
+    region: Literal["left", "right", "top", "bottom", "center", "centre"] = field(
         default="bottom", metadata={"help": "What is drawn anew, without a --mask."}
     )
     columns: int = field(default=6, metadata={"help": "How many pictures of each label."})

@@ -282,18 +282,18 @@ def parse_drawing(command: str, argv: list[str]) -> DrawingArguments:
         raise InputError("name a run folder or Hub id to draw from")
     if args.output is None:
         args.output = f"{command}.png"
-    require(Path(args.output).suffix in (".png", ".jpg", ".webp"), "output", "a .png, .jpg or .webp")
+    require(Path(args.output).suffix.lower() in (".png", ".jpg", ".webp"), "output", "a .png, .jpg or .webp")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     require(args.guidance_scale is None or 0 <= args.guidance_scale < float("inf"), "guidance_scale", "at least 0")
     require(args.scheduler is None or args.scheduler in SAMPLERS, "scheduler", f"one of {', '.join(SAMPLERS)}")
     for key, least in (("rows", 1), ("columns", 1 if command == "inpaint" else 2)):
         require(least <= getattr(args, key, least) <= 100, key, f"in {least} to 100")
     if command == "trajectory":
-        suffix = Path(args.animation or ".gif").suffix or args.animation
-        require(args.animation is None or suffix in (".gif", ".webp"), "animation", "a .gif or .webp")
+        suffix = None if args.animation is None else Path(args.animation).suffix.lower()
+        require(suffix in (None, ".gif", ".webp"), "animation", "a .gif or .webp")
         require(args.animation != args.output, "animation", "another file than --output")
     if command == "vary":
-        require(all(0 <= strength <= 1 for strength in args.strength), "strength", "in 0 to 1")
+        require(all(0 <= strength <= 1 for strength in args.strength or []), "strength", "in 0 to 1")
     if command in ("vary", "inpaint") and args.image is not None and args.source_label is not None:
         raise InputError("--source_label is what the pipeline draws to start from; with --image leave it out")
     return args

@@ -3,11 +3,12 @@
 Every picture has a seed of its own, so the same command draws the same pictures.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hwdiffusion import InputError
 from hwdiffusion.arguments import (
@@ -43,31 +44,35 @@ def draw_trajectory(args: TrajectoryArguments):
 def draw_variations(args: VaryArguments):
     """A picture, noised to each strength and denoised by each label, a row a label."""
     pipe = _pipeline(args)
-    image = _image(args, pipe)
     labels, names = _labels(args, pipe)
+    steps = pipe.config.default_num_inference_steps
+    strengths = args.strength or [strength for strength in (0.2, 0.4, 0.6, 0.8, 1.0) if strength * steps >= 1]
+    for strength in strengths:
+        _drawn(pipe.check_inputs, num_inference_steps=steps, strength=strength)
+    image = _image(args, pipe)
     rows = []
     for row in range(max(len(labels), 1)):
         rows.append(image)
-        for strength in args.strength:  # the same noise in all columns: what differs is how much of it there is
+        for strength in strengths:  # the same noise in all columns: what differs is how much of it there is
             options = {"labels": [labels[row]] if labels else None, "generator": _seeds(args.seed, 1)}
             rows += _drawn(pipe, image=image, strength=strength, **options).images
-    columns = ["given", *(f"{strength:g}" for strength in args.strength)]
+    columns = ["given", *(f"{strength:g}" for strength in strengths)]
     _write(args.output, image_grid(rows, len(columns), names, columns))
 
 
 def draw_inpainting(args: InpaintArguments):
     """A picture, what is kept of it, and the rest drawn anew by each label, a row a label."""
     pipe = _pipeline(args)
-    image = _image(args, pipe)
-    mask = _half(image.size, args.region)
+    labels, names = _labels(args, pipe)
+    mask = _half(pipe.image_size[::-1], args.region)
     if args.mask is not None:
-        mask, size = _open(args.mask, "--mask").convert("L"), image.size
+        mask, size = _open(args.mask, "--mask").convert("L"), pipe.image_size[::-1]
         size = size if args.image is None else _open(args.image, "--image").size
         if mask.size != size:
             sizes = ("x".join(map(str, one)) for one in (mask.size, size))
             raise InputError("--mask {} is {} and the picture {} large; make them alike".format(args.mask, *sizes))
-        mask = mask.resize(image.size, Image.Resampling.NEAREST)
-    labels, names = _labels(args, pipe)
+        mask = mask.resize(pipe.image_size[::-1], Image.Resampling.NEAREST)
+    image = _image(args, pipe)
     kept = Image.composite(
         Image.new(image.mode, image.size, "gray"), image, mask.point(lambda value: 255 * (value > 127))
     )
@@ -105,9 +110,12 @@ def draw_interpolation(args: InterpolateArguments):
 
 
 def _pipeline(args: DrawingArguments):
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for flag in ("output", "animation"):
+        if getattr(args, flag, None) is not None:
+            _check_writable(getattr(args, flag), flag)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        pipe = load_pipeline(args.run, device)
+        pipe = load_pipeline(args.run, torch.device(device))
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} is not there: {' '.join(str(error).split())[:100]}") from error
     choose_scheduler(pipe, args.scheduler)
@@ -171,7 +179,7 @@ def _open(path: str, flag: str) -> Image.Image:
     try:
         image = Image.open(path)
         image.load()
-        return image
+        return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise InputError(f"{flag} {path} is not there") from None
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
@@ -186,11 +194,17 @@ def _half(size: Sequence[int], region: str) -> Image.Image:
         "right": (width // 2, 0, width, height),
         "top": (0, 0, width, height // 2),
         "bottom": (0, height // 2, width, height),
-        "centre": (width // 4, height // 4, width - width // 4, height - height // 4),
-    }[region]
+        "center": (width // 4, height // 4, width - width // 4, height - height // 4),
+    }[region.replace("centre", "center")]
     mask = Image.new("L", (width, height), 0)
     mask.paste(255, box)
     return mask
+
+
+def _check_writable(path: str, flag: str):
+    folder = next(parent for parent in Path(path).resolve().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
+        raise InputError(f"--{flag} {path} can't be written there; name a file in a folder of yours")
 
 
 def _write(path: str, picture: Image.Image):

@@ -283,10 +283,12 @@ def swap_scheduler(pipeline: ClassConditionalPipeline, name: str):
     samplers, config = SAMPLERS, dict(pipeline.scheduler.config)
     if pipeline.config.prediction_type == FLOW_PREDICTION:
         samplers = FLOW_SAMPLERS
-        config.setdefault("flow_shift", config.get("shift", 1.0))
+        shift = config.get("shift", config.get("flow_shift", 1.0))  # the same by another name
         if name not in samplers:
             raise ValueError(f"the model predicts a flow, which {', '.join(samplers)} sample")
     cls, settings = samplers[name]
+    if samplers is FLOW_SAMPLERS:
+        settings = {**settings, "flow_shift" if "use_flow_sigmas" in settings else "shift": shift}
     pipeline.scheduler = cls.from_config(config, **settings)
 
 

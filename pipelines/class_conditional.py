@@ -517,22 +517,21 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self._check_steps(num_inference_steps, timesteps, strength)
         for what, value in (
             ("guidance_scale", guidance_scale),
-            ("guidance_rescale", guidance_rescale),
             ("classifier_guidance_scale", classifier_guidance_scale),
-            ("eta", eta),
         ):
             if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
                 raise ValueError(f"{what} must be a number of at least 0, not {value!r}")
-        self._check_guidance(guidance_scale, guidance_interval, guidance_rescale)
+        for what, value in (("guidance_rescale", guidance_rescale), ("eta", eta)):
+            if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+                raise ValueError(f"{what} must be a number in [0, 1], not {value!r}")
+        self._check_guidance(guidance_scale, guidance_interval)
         if classifier_guidance_scale > 0:
             self._check_classifier(classifier_guidance_scale, has_labels)
         elif has_labels and num_label_classes(self.unet.config) == 0:
             raise ValueError("the UNet takes no labels, so they act by classifier_guidance_scale alone, which is 0")
 
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], not {eta}")
         for one in generator if isinstance(generator, list) else [generator]:
-            if one is not None and not isinstance(one, torch.Generator):
+            if not isinstance(one, torch.Generator) and (one is not None or isinstance(generator, list)):
                 raise ValueError(f"generator must be a torch.Generator or a list of them, not {one!r}")
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"generator is a list of {len(generator)}, but {num_images} pictures are asked for")
@@ -543,6 +542,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
+        if isinstance(callback_on_step_end_tensor_inputs, str):
+            callback_on_step_end_tensor_inputs = [callback_on_step_end_tensor_inputs]  # to be named as it is
         unknown = [key for key in callback_on_step_end_tensor_inputs or [] if key not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -598,7 +599,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
             flow = self.config.prediction_type == "flow_prediction"
             if flow and self.scheduler.config.get("shift", 1.0) != 1.0:
                 raise ValueError(f"{name} takes custom timesteps only with shift=1; use num_inference_steps")
-            timesteps = [float(t) for t in timesteps]
+            try:
+                timesteps = [float(t) for t in timesteps]
+            except (TypeError, ValueError):
+                raise ValueError(f"timesteps must be a descending sequence of numbers, not {timesteps!r}") from None
             if not timesteps or sorted(set(timesteps), reverse=True) != timesteps:
                 raise ValueError(f"timesteps must be a strictly descending sequence, not {timesteps}")
             if not flow and any(t != int(t) for t in timesteps if t == t):
@@ -648,7 +652,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"{1 / steps:g}, or more steps"
             )
 
-    def _check_guidance(self, guidance_scale, guidance_interval, guidance_rescale):
+    def _check_guidance(self, guidance_scale, guidance_interval):
         if guidance_scale > 1 and self.guidance_unet is None:
             if num_label_classes(self.unet.config) == 0:
                 raise ValueError(
@@ -675,8 +679,6 @@ class ClassConditionalPipeline(DiffusionPipeline):
         start, stop = guidance_interval
         if not all(isinstance(end, numbers.Real) for end in (start, stop)) or not 0.0 <= start <= stop <= 1.0:
             raise ValueError(f"guidance_interval must be (start, stop), 0 <= start <= stop <= 1, not {(start, stop)}")
-        if not 0.0 <= guidance_rescale <= 1.0:
-            raise ValueError(f"guidance_rescale must lie in [0, 1], not {guidance_rescale}")
 
     def _check_classifier(self, scale, has_labels):
         if self.classifier is None:
@@ -707,7 +709,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )
         schedule = getattr(config, "noise_schedule", None)
         ours = noise_schedule(self.scheduler.config, self.config.prediction_type)
-        if schedule is not None and schedule != ours:
+        if any(ours.get(key) != value for key, value in (schedule or {}).items()):
             raise ValueError(
                 f"the classifier was trained on another noise schedule ({schedule}) than the pipeline's ({ours})"
             )
@@ -849,7 +851,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         channels = self.unet.config.in_channels if self.vqvae is None else self.vqvae.config.in_channels
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         if images and all(isinstance(one, PIL.Image.Image) for one in images):
-            images = [one.convert("L" if channels == 1 else "RGB") for one in images]
+            images = [_eight_bits(one).convert("L" if channels == 1 else "RGB") for one in images]
         pictures = self._preprocess(self.image_processor, images, "image")
         if pictures.shape[1] != channels:
             raise ValueError(f"image must have {channels} channels, not {pictures.shape[1]}")
@@ -868,8 +870,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
             sizes = [_size_of(one) for one in (image if isinstance(image, (list, tuple)) else [image])]
         for index in range(max(len(masks), len(sizes))):
             (height, width), size = _size_of(masks[index % len(masks)]), sizes[index % len(sizes)]
-            if (height, width) != size:
+            if (height, width) != size or 0 in size:
                 raise ValueError(f"mask_image is {height}x{width}, but image is {size[0]}x{size[1]}; make them alike")
+        masks = [_mask_of_zeros_and_ones(mask) for mask in masks]
         return self._preprocess(self.mask_processor, masks, "mask_image")
 
     def _preprocess(self, processor, images, what):
@@ -877,14 +880,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
         images = [one / 255.0 if getattr(one, "dtype", None) in (np.uint8, torch.uint8) else one for one in images]
         if any(isinstance(one, torch.Tensor) and one.is_floating_point() and one.min() < 0 for one in images):
             raise ValueError(f"{what} holds values outside of [0, 1]")  # which would be taken for [-1, 1]
-        if not images or not all(isinstance(one, type(images[0])) for one in images):
+        empty = any(0 in getattr(one, "shape", ()) for one in images)
+        if not images or empty or not all(isinstance(one, type(images[0])) for one in images):
             raise ValueError(f"{what} must be a picture or a list of them, all of one type")
         try:
             pictures = processor.preprocess(images if len(images) > 1 else images[0], height, width).float()
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             raise ValueError(
                 f"{what} must be PIL images, arrays (B, H, W, C) or tensors (B, C, H, W) in [0, 1], not "
-                f"{type(images[0]).__name__} ({' '.join(str(error).split())[:100]})"
+                f"{type(images[0]).__name__}"
             ) from error
         lowest = -1.0 if processor is self.image_processor else 0.0
         if not (pictures.min() >= lowest - 1e-3 and pictures.max() <= 1 + 1e-3):  # nor where it is no number
@@ -1050,6 +1054,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs = ["latents"]
 
         # 1. Check, before any work
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(f"callback_on_step_end must be a function, not {callback_on_step_end!r}")
         if labels is not None and class_labels is not None:
             raise ValueError("class_labels is an alias of labels; give one of them")
         labels = class_labels if labels is None else labels
@@ -1151,8 +1157,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
                     tensors = {}
                     for key in callback_on_step_end_tensor_inputs:
                         tensors[key] = locals()[key]
-                    returned = callback_on_step_end(self, i, t, tensors) or {}
-                    latents = returned.pop("latents", latents)
+                    returned = callback_on_step_end(self, i, t, tensors)
+                    if not isinstance(returned, (dict, type(None))):
+                        raise TypeError(
+                            f"callback_on_step_end must return a dict of tensors or None, not {returned!r}"
+                        )
+                    latents = (returned or {}).pop("latents", latents)
                 progress_bar.update()
 
         # 5. Decode
@@ -1335,6 +1345,13 @@ def _steps_of(strength: float, num_inference_steps: int) -> int:
     return min(int(num_inference_steps * strength + 1e-6), num_inference_steps)
 
 
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Of gray in 16 bits its upper 8, to which it would otherwise be clipped."""
+    if not image.mode.startswith("I"):
+        return image
+    return PIL.Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+
+
 def _begins_late(first: float, num_inference_steps: int, num_train_timesteps: int) -> bool:
     # "leading" divides whole numbers: 600 steps of 1000 are 599, 598, …, which pure noise doesn't look like
     return first < num_train_timesteps - max(2 / num_inference_steps, 0.1) * num_train_timesteps
@@ -1350,6 +1367,20 @@ def _size_of(image: Any) -> tuple[int, int]:
         channels_last = image.ndim == 4 or (image.ndim == 3 and image.shape[-1] in (1, 3, 4))
         return tuple(image.shape[-3:-1] if channels_last else image.shape[-2:])
     raise ValueError(f"a picture must be a PIL image, an array or a tensor, not {type(image).__name__}")
+
+
+def _mask_of_zeros_and_ones(mask: Any) -> Any:
+    """Masks of booleans, and of whole numbers to 1 or to 255, as floating-point ones."""
+    if isinstance(mask, PIL.Image.Image):
+        return mask
+    mask = mask if isinstance(mask, np.ndarray) else mask.detach()
+    values = torch.as_tensor(mask)
+    if not values.is_floating_point():
+        mask = mask / (255.0 if values.max() > 1 else 1.0)
+        values = torch.as_tensor(mask)
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError("mask_image holds values outside of [0, 1]")
+    return mask
 
 
 def _for_each(tensor: torch.Tensor, batch_size: int, num_images_per_prompt: int) -> torch.Tensor:

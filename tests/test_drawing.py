@@ -105,7 +105,7 @@ def test_ways_between_labels_and_seeds(run, unconditional, tmp_path):
 def test_models_without_labels_draw_too(unconditional, tmp_path):
     for command, rows in (("trajectory", 8), ("vary", 1), ("inpaint", 1)):
         output = tmp_path / f"{command}.png"
-        assert main([command, unconditional, "--num_inference_steps", "5", "--output", str(output)]) == 0
+        assert main([command, unconditional, "--output", str(output)]) == 0
         assert cells(output, rows, 3).size
 
 
@@ -118,6 +118,9 @@ def test_models_without_labels_draw_too(unconditional, tmp_path):
         (["trajectory", "RUN", "--labels", "7"], "label 7 is out of range"),
         (["trajectory", "RUN", "--rows", "0"], "--rows must be in 1 to 100, not 0"),
         (["trajectory", "RUN", "--animation", "moving.mp4"], "--animation must be a .gif or .webp"),
+        (["trajectory", "RUN", "--output", "small.png/picture.png"], "can't be written"),
+        (["trajectory", "RUN", "--animation", "small.png/moving.gif"], "can't be written"),
+        (["trajectory", "RUN", "--device", "magic"], "--device magic is not there"),
         (["trajectory", "RUN", "--output", "picture.txt"], "--output must be a .png"),
         (["trajectory", "RUN", "--num_inference_steps", "0"], "num_inference_steps must be a whole number from 1"),
         (["trajectory", "RUN", "--scheduler", "magic"], "--scheduler must be one of ddpm"),

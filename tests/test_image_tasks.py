@@ -182,6 +182,8 @@ def test_pictures_of_every_type_are_the_same_picture(kind):
     pil = Image.fromarray(array.squeeze())
     given = [values / 255, values[0] / 255, [values[0] / 255], array[None] / 255.0, pil, [pil], pil.convert("RGBA")]
     given += [array[None], values.to(torch.uint8)]
+    if kind == "pixel":
+        given.append(Image.fromarray(array.squeeze().astype(np.uint16) * 257))  # 16 bits
     results = [
         pipe(labels=[1], image=image, strength=0.5, generator=seeds(0), output_type="pt").images for image in given
     ]
@@ -256,7 +258,7 @@ def test_masks_of_every_type_are_the_same_mask(kind):
     pil = Image.fromarray((array * 255).astype(np.uint8))
     drawn = [
         pipe(labels=[1], image=image, mask_image=one, generator=seeds(0), output_type="pt").images
-        for one in (mask, mask[0], array, pil, pil.convert("RGB"), [mask[0]])
+        for one in (mask, mask[0], array, pil, pil.convert("RGB"), [mask[0]], mask > 0, array > 0, mask.long() * 255)
     ]
     for result in drawn[1:]:
         torch.testing.assert_close(result, drawn[0])
@@ -353,6 +355,8 @@ def test_inversion_is_of_deterministic_samplers():
         ({"image": None, "mask_image": torch.ones(1, 1, 8, 8)}, "strength and mask_image need an image"),
         ({"mask_image": torch.ones(1, 1, 4, 8)}, "mask_image is 4x8, but image is 8x8"),
         ({"mask_image": Image.new("L", (9, 8))}, "mask_image is 8x9, but image is 8x8"),
+        ({"mask_image": torch.ones(1, 1, 8, 8) * 2.0}, r"mask_image holds values outside of \[0, 1\]"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "may name"),
         ({"mask_image": "mask.png"}, "must be a PIL image, an array or a tensor, not str"),
         ({"image": "picture.png"}, "image must be PIL images, arrays .* not str"),
         ({"image": []}, "image must be a picture or a list of them"),
