@@ -213,6 +213,16 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     return config
 
 
+def _requirement(args):
+    """A function that raises InputError, naming a flag and what is allowed, where a condition doesn't hold."""
+
+    def require(condition: bool, key: str, allowed: str):
+        if not condition:
+            raise InputError(f"--{key} must be {allowed}, not {getattr(args, key)}")
+
+    return require
+
+
 def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
     """The command line of `hwdiffusion evaluate` or `hwdiffusion sweep`: a run folder or Hub id, then flags.
 
@@ -223,10 +233,7 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
         argv = ["--run", *argv]
     args = _parse_flags(EVALUATIONS[command], f"hwdiffusion {command}", argv)
 
-    def require(condition: bool, key: str, allowed: str):
-        if not condition:
-            raise InputError(f"--{key} must be {allowed}, not {getattr(args, key)}")
-
+    require = _requirement(args)
     if command == "sweep" and args.run is None:
         raise InputError("name a run folder or Hub id to draw from")
     if (args.run is None) == (args.images is None):
@@ -274,10 +281,7 @@ def parse_drawing(command: str, argv: list[str]) -> DrawingArguments:
         argv = ["--run", *argv]
     args = _parse_flags(DRAWINGS[command], f"hwdiffusion {command}", argv)
 
-    def require(condition: bool, key: str, allowed: str):
-        if not condition:
-            raise InputError(f"--{key} must be {allowed}, not {getattr(args, key)}")
-
+    require = _requirement(args)
     if args.run is None:
         raise InputError("name a run folder or Hub id to draw from")
     if args.output is None:
@@ -317,10 +321,7 @@ def run_script(script: str, train, argv: list[str] | None = None) -> int:
 
 
 def _validate(args: TrainingArguments):
-    def require(condition: bool, key: str, allowed: str):
-        if not condition:
-            raise InputError(f"--{key} must be {allowed}, not {getattr(args, key)}")
-
+    require = _requirement(args)
     require(1 <= len(args.resolution) <= 2 and min(args.resolution) > 0, "resolution", "one or two positive numbers")
     for key in ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "checkpoints_total_limit"):
         require(getattr(args, key) >= 1, key, "at least 1")

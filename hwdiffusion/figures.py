@@ -75,7 +75,7 @@ def denoising(
     """A pipeline's samples on their way from noise to pictures, decoded from latents where there are latents.
 
     Args:
-        pipeline: of diffusers, with `callback_on_step_end`.
+        pipeline: a `ClassConditionalPipeline`.
         moments: how many, evenly from the first step to the last; `None` takes every step.
         predicted: the clean pictures as they are predicted at those moments, rather than the noisy ones.
         call: arguments of its call.
@@ -96,9 +96,11 @@ def denoising(
         callback_on_step_end=remember,
         callback_on_step_end_tensor_inputs=[tensor],
     )
-    decode = getattr(pipeline, "decode_latents", lambda latents: latents)
     with torch.no_grad():
-        return [(step, to_pil(decode(latents))) for step, latents in evenly(list(enumerate(seen, 1)), moments)]
+        return [
+            (step, to_pil(pipeline.decode_latents(latents)))
+            for step, latents in evenly(list(enumerate(seen, 1)), moments)
+        ]
 
 
 def evenly(items: Sequence, count: int | None) -> list:

@@ -26,7 +26,8 @@ All components are stock [diffusers](https://github.com/huggingface/diffusers) c
 
 ## Use
 
-With diffusers alone; the repository carries the source of its pipeline, one file, which `trust_remote_code` runs:
+With diffusers and transformers alone; the repository carries the source of its pipeline, one file, which
+`trust_remote_code` runs:
 
 ```python
 from diffusers import DiffusionPipeline

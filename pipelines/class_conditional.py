@@ -1,8 +1,8 @@
 """Class-conditional image generation with stock diffusers components.
 
 This file is the whole pipeline. Every repository that it saves carries a copy of it beside `model_index.json`, so that
-`DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)` works where nothing but diffusers is installed. It
-therefore imports torch, numpy, diffusers and what diffusers depends on, and nothing else.
+`DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)` works where nothing but diffusers and transformers
+is installed. It therefore imports torch, numpy, Pillow, huggingface_hub and these two, and nothing else.
 
 It also owns the one encoding of labels (`label_ids`, `label_tokens`, `unet_conditioning`) that training imports, so
 that training and sampling can't disagree about what a label is.
@@ -1225,8 +1225,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )  # (N, T, K)
         else:
             kwargs["num_images_per_prompt"] = num_images
-        generators = [_copy(generators[0]) for _ in range(num_images)] if generators[0] is not None else [None]
-        return self(labels=tokens, latents=latents, generator=None if None in generators else generators, **kwargs)
+        one = generators[0]  # what is added on the way is the same for all
+        copies = [_copy(one) for _ in range(num_images)] if one is not None else None
+        return self(labels=tokens, latents=latents, generator=copies, **kwargs)
 
     @torch.no_grad()
     def invert(
