@@ -1,7 +1,4 @@
-"""The adversarial part of a VQ-GAN (Esser et al. 2021): a patch discriminator, its hinge losses, the adaptive weight.
-
-And the perceptual loss, which needs no download unless a model is named.
-"""
+"""The adversarial part of a VQ-GAN (Esser et al. 2021): a patch discriminator, hinge losses, the adaptive weight."""
 
 import torch
 import torch.nn as nn
@@ -57,42 +54,3 @@ def adaptive_weight(reconstruction_loss, adversarial_loss, last_weight, reduce=l
     adversarial = torch.autograd.grad(adversarial_loss, last_weight, retain_graph=True)[0]
     weight = reduce(reconstruction).norm() / (reduce(adversarial).norm() + 1e-4)
     return weight.clamp(max=largest).detach()
-
-
-def laplacian_pyramid_loss(reconstruction: torch.Tensor, images: torch.Tensor, levels: int = 3) -> torch.Tensor:
-    """Lap1 (Bojanowski et al. 2018, section 3.3): absolute differences of Laplacian pyramids, coarse levels counting
-    more, Σ 4^j |L_j(x) - L_j(y)| over the level's share of pixels; sharper edges than the pixels' own error. A scalar.
-    """
-    loss = images.new_zeros(())
-    difference = reconstruction - images  # the pyramid is linear
-    for _ in range(levels):
-        if min(difference.shape[-2:]) < 2:
-            break
-        coarse = F.avg_pool2d(difference, 2, ceil_mode=True, count_include_pad=False)
-        band = difference - F.interpolate(coarse, size=difference.shape[-2:], mode="bilinear", align_corners=False)
-        loss = loss + band.abs().mean()
-        difference = coarse
-    return loss + difference.abs().mean()
-
-
-class FeatureLoss(nn.Module):
-    """Squared differences of the normalised hidden states of a `transformers` image model (as LPIPS without weights:
-    Zhang et al. 2018, eq. 1); a scalar."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model.eval().requires_grad_(False)
-
-    def forward(self, reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        loss = images.new_zeros(())
-        states = [self._states(batch) for batch in (reconstruction, images)]
-        for ours, theirs in zip(*states):
-            channel = 1 if ours.ndim == 4 else -1  # (B, C, h, w) of a network with convolutions, (B, N, C) of a ViT
-            difference = F.normalize(ours, dim=channel) - F.normalize(theirs, dim=channel)
-            loss = loss + difference.pow(2).sum(dim=channel).mean()
-        return loss / len(states[0])
-
-    def _states(self, images):
-        channels = self.model.config.num_channels
-        images = images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images
-        return self.model(pixel_values=images, output_hidden_states=True).hidden_states

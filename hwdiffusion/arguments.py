@@ -28,6 +28,13 @@ class DataArguments:
         default=True, metadata={"help": "Scale and crop the centre; with false, resize without keeping the aspect."}
     )
     random_flip: bool = field(default=False, metadata={"help": "Flip pictures horizontally at random."})
+    class_balance: float = field(
+        default=0.0,
+        metadata={
+            "help": "How far lopsided classes are evened out, in 0 to 1: a picture is shown in proportion to its "
+            "class's size to the power of minus this. 0: every picture as often; 1: every class."
+        },
+    )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "What is split off for validation where the data has no split of its own."}
     )
@@ -100,6 +107,9 @@ class TrainingArguments(MachineArguments, DataArguments):
         default=False,
         metadata={"help": "Leave out and count steps whose gradient is not finite, instead of stopping the run."},
     )
+    use_8bit_adam: bool = field(
+        default=False, metadata={"help": "AdamW with moments of 8 bits, by bitsandbytes, which must be installed."}
+    )
     use_ema: bool = field(default=True, metadata={"help": "Save and sample an average of the weights."})
     ema_max_decay: float = field(default=0.999, metadata={"help": "The average's largest decay."})
     ema_power: float = field(default=0.75, metadata={"help": "Its warm-up: decay 1 - (1 + step)^-power."})
@@ -123,19 +133,48 @@ class VQGANArguments(TrainingArguments):
     perceptual_model: Optional[str] = field(
         default=None,
         metadata={
-            "help": "An image model of transformers, whose hidden states are compared. Default: a Laplacian pyramid, "
-            "which needs no model."
+            "help": "By what: an image model of transformers, whose hidden states are compared; `lpips`, if that is "
+            "installed; or MODULE:NAME of your own, a class or function without arguments that gives a function of "
+            "two batches in [-1, 1]. Default: a Laplacian pyramid, which needs no model."
         },
     )
     codebook_weight: float = field(default=1.0, metadata={"help": "Weight of codebook and commitment loss."})
     commitment_beta: float = field(default=0.25, metadata={"help": "Weight of the commitment within it."})
+    codebook_init: Literal["sampled", "kmeans"] = field(
+        default="sampled", metadata={"help": "Codes start on encoder outputs, or on the centres of their clusters."}
+    )
+    codebook_update: Literal["gradient", "ema"] = field(
+        default="gradient", metadata={"help": "Codes learn by the optimizer, or as averages of what chose them."}
+    )
+    codebook_ema_decay: float = field(default=0.99, metadata={"help": "The decay of those averages."})
+    rotation_trick: bool = field(
+        default=False, metadata={"help": "Gradients pass the quantiser turned (Fifty et al. 2024), not unchanged."}
+    )
+    entropy_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the loss that rewards sure choices and even use of the codes."}
+    )
     codebook_restart_steps: int = field(default=100, metadata={"help": "Dead codes restart this often; 0: never."})
     codebook_restart_until: float = field(default=0.6, metadata={"help": "The part of training with restarts."})
     discriminator_weight: float = field(default=0.0, metadata={"help": "Weight of the adversarial loss; 0: none."})
     discriminator_start: float = field(default=0.5, metadata={"help": "The part of training before it sets in."})
+    discriminator_warmup: float = field(
+        default=0.0, metadata={"help": "The part of training in which its weight then grows from 0."}
+    )
+    adaptive_weight_max: float = field(
+        default=1e4, metadata={"help": "The largest factor by which the adversarial gradient is evened out."}
+    )
     discriminator_learning_rate: float = field(default=2e-4, metadata={"help": "Its learning rate."})
     discriminator_channels: int = field(default=64, metadata={"help": "Channels of its first layer."})
     discriminator_layers: int = field(default=2, metadata={"help": "Its down-sampling layers."})
+
+    evaluation_steps: Optional[int] = field(
+        default=None,
+        metadata={"help": "Measure reconstructions of the validation pictures this often. Default: at the end only."},
+    )
+    evaluation_classifier: Optional[str] = field(
+        default=None,
+        metadata={"help": "A folder of train_classifier.py: also take their Fréchet distance by its features."},
+    )
 
 
 @dataclass
@@ -148,6 +187,9 @@ class DiffusionArguments(TrainingArguments):
     timestep_sampling: Literal["uniform", "stratified", "logit_normal"] = field(
         default="stratified",
         metadata={"help": "Timesteps of a batch: independent, spread evenly, or so with more in the middle."},
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute the UNet's activations again in place of keeping them: less memory."}
     )
     snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
@@ -171,7 +213,15 @@ class LatentDiffusionArguments(DiffusionArguments):
 
     vqvae: Optional[str] = field(
         default=None,
-        metadata={"help": "A trained VQModel: a folder or a Hub id. Default: train the first stage first."},
+        metadata={
+            "aliases": ["--vae"],
+            "help": "A trained VQModel, AutoencoderKL or AutoencoderTiny: a folder or a Hub id. Default: train the "
+            "first stage first.",
+        },
+    )
+    latent_scaling: Literal["measured", "config"] = field(
+        default="measured",
+        metadata={"help": "Scale (and shift) latents by what these pictures give, or as the autoencoder says."},
     )
 
 
@@ -203,7 +253,10 @@ class ClassifierArguments(TrainingArguments):
     )
     vqvae: Optional[str] = field(
         default=None,
-        metadata={"help": "With --noise_aware: learn on the latents of this VQModel, a folder or Hub id."},
+        metadata={
+            "aliases": ["--vae"],
+            "help": "With --noise_aware: learn on the latents of this autoencoder, a folder or Hub id.",
+        },
     )
 
 

@@ -1,14 +1,16 @@
 """Presets and command lines to typed arguments. Nothing else in the project parses.
 
-A preset is a YAML file. Its sections `vqvae`, `unet`, `noise_scheduler` and `classifier` are passed verbatim to the
-class of diffusers or transformers. Its other keys are flags of the scripts (see `arguments.py`), and a section named
-after a script (`train_vqgan`, `train_ldm`, `train_ddpm`, `train_classifier`) holds the flags of that script alone. On
-the command line, `--flag value` overrides a flag and `--section.key value` an entry of a section, for example
-`--unet.block_out_channels "[64, 128]"` or `--train_vqgan.max_train_steps 500`.
+A preset is a YAML file; with `base: NAME` it is laid on top of another. Its sections `vqvae`, `unet`,
+`noise_scheduler` and `classifier` are passed verbatim to the class of diffusers or transformers. Its other keys are
+flags of the scripts (see `arguments.py`), and a section named after a script (`train_vqgan`, `train_ldm`,
+`train_ddpm`, `train_classifier`) holds the flags of that script alone. On the command line, `--flag value` overrides a
+flag and `--section.key value` an entry of a section, for example `--unet.block_out_channels "[64, 128]"` or
+`--train_vqgan.max_train_steps 500`.
 """
 
 import copy
 import difflib
+import importlib.util
 import os
 import re
 import sys
@@ -55,6 +57,7 @@ _SECTIONS_OF = {
 }
 # What both stages of a latent diffusion have in common.
 _SHARED = {item.name for cls in (DataArguments, MachineArguments) for item in fields(cls)}
+_OF_THE_DATA = {"dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column"}
 # What belongs to one start of a script and not to the configuration.
 _OF_ONE_START = {"preset", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub",
                  "hub_model_id", "hub_private"}  # fmt: skip
@@ -115,11 +118,14 @@ def preset_names() -> list[str]:
     return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
 
 
-def load_preset(name: str) -> dict:
-    """The content of a preset, by its name or the path of a YAML file.
+def load_preset(name: str, derived: tuple[str, ...] = ()) -> dict:
+    """The content of a preset, by its name or the path of a YAML file, on top of what its `base` names.
+
+    Args:
+        derived: the presets that this one is the base of.
 
     Raises:
-        InputError: there is none, or it isn't a YAML mapping.
+        InputError: there is none, it isn't a YAML mapping, or it is its own base.
     """
     if name in preset_names():
         text = resources.files("hwdiffusion").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
@@ -138,7 +144,23 @@ def load_preset(name: str) -> dict:
         raise InputError(f"preset {name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(preset, dict):
         raise InputError(f"preset {name} must be a mapping of flags and sections, not {type(preset).__name__}")
-    return preset
+    base = preset.pop("base", None)
+    if base is None:
+        return preset
+    if not isinstance(base, str) or base in (name, *derived):
+        raise InputError(f"base of preset {name} must be the name or the path of another preset, not {base!r}")
+    return _derived(load_preset(base, (name, *derived)), preset)
+
+
+def _derived(base: dict, preset: dict) -> dict:
+    """A preset on top of another: what it says counts, section by section, and in these key by key."""
+    merged = _without_lengths(base) if set(preset) & set(LENGTHS) else dict(base)
+    if {"dataset_name", "train_data_dir"} & set(preset):  # other data
+        merged = {key: value for key, value in merged.items() if key not in _OF_THE_DATA}
+    for key, value in preset.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _derived(merged[key], value) if both else value
+    return merged
 
 
 def parse(script: str, argv: list[str] | None = None) -> Config:
@@ -176,7 +198,7 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     displaced = set()
     if given & {"train_data_dir", "dataset_name"}:
         # the user's own data takes the place of the preset's, columns and all
-        displaced = {"dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column"}
+        displaced = _OF_THE_DATA
     for key in displaced:
         for settings in (preset, *scripts.values()):
             settings.pop(key, None)
@@ -331,6 +353,11 @@ def _validate(args: TrainingArguments):
     require(args.learning_rate > 0, "learning_rate", "positive")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     require(0 < args.validation_fraction < 1, "validation_fraction", "between 0 and 1")
+    if args.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError('--use_8bit_adam needs `pip install "hwdiffusion[8bit]"`')
+    require(0 <= args.class_balance <= 1, "class_balance", "in 0 to 1")
+    if args.class_balance > 0 and args.streaming:
+        raise InputError("--class_balance needs to know all labels beforehand, which --streaming doesn't")
     schedulers = ("linear", "cosine", "constant", "constant_with_warmup")
     require(args.lr_scheduler in schedulers, "lr_scheduler", f"one of {', '.join(schedulers)}")
     if args.push_to_hub and not args.hub_model_id:
@@ -373,9 +400,15 @@ def _validate(args: TrainingArguments):
         require(0 <= args.codebook_restart_until <= 1, "codebook_restart_until", "in 0 to 1")
         require(args.codebook_restart_steps >= 0, "codebook_restart_steps", "at least 0")
         require(args.discriminator_layers >= 1, "discriminator_layers", "at least 1")
+        require(0 <= args.discriminator_warmup <= 1, "discriminator_warmup", "in 0 to 1")
+        require(args.adaptive_weight_max > 0, "adaptive_weight_max", "positive")
+        require(0 < args.codebook_ema_decay < 1, "codebook_ema_decay", "between 0 and 1")
+        require(args.evaluation_steps is None or args.evaluation_steps >= 1, "evaluation_steps", "at least 1")
         channels = args.discriminator_channels
         require(channels > 0 and channels % 8 == 0, "discriminator_channels", "a positive multiple of 8")
-        for key in ("mse_weight", "l1_weight", "perceptual_weight", "codebook_weight", "discriminator_weight"):
+        weights = ("mse_weight", "l1_weight", "perceptual_weight", "codebook_weight", "discriminator_weight",
+                   "entropy_weight")  # fmt: skip
+        for key in weights:
             require(getattr(args, key) >= 0, key, "at least 0")
 
 

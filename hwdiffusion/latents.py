@@ -1,10 +1,11 @@
 """Latents of a whole data set: encoded once, measured, cached, served to the second stage.
 
-Latents are what `VQModel.encode` gives, before quantisation; `VQModel.decode` quantises.
+Latents are what an autoencoder's `encode` gives: of a `VQModel` before quantisation, of an `AutoencoderKL` the mean.
+What the UNet sees of them, `(latents - shift) * scale`, is defined by the pipeline (`scale_latents`).
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +17,11 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from hwdiffusion.data import ImageDataset, to_model_range
+from hwdiffusion.pipelines import raw_latents
+
+
+AT_ONCE = 2**20  # pixels of a slice that is encoded at once
+OFF_CENTRE = 0.1  # deviations: nearer to zero than this, a mean does no harm
 
 
 class LatentDataset:
@@ -37,34 +43,57 @@ class LatentDataset:
     __getitems__ = __getitem__  # the name by which a DataLoader asks for a whole batch
 
 
+def slice_size(size: tuple[int, int]) -> int:
+    """How many pictures of a height and width are encoded at once, at most 256."""
+    return max(1, min(256, AT_ONCE // (size[0] * size[1])))
+
+
 @torch.no_grad()
-def encode_batches(vqvae: VQModel, batches: Iterable[torch.Tensor], flips: bool) -> torch.Tensor:
+def encode_batches(vqvae, batches: Iterable[torch.Tensor], flips: bool) -> torch.Tensor:
     """Latents of batches of uint8 pictures `(B, C, H, W)`, float32 `(N, F, C, h, w)`, on the device."""
-    return torch.cat([_encode(vqvae, images, flips) for images in batches])
+    slices = (part for images in batches for part in images.split(slice_size(images.shape[-2:])))
+    return torch.cat([_encode(vqvae, images, flips) for images in slices])
 
 
-def _encode(vqvae: VQModel, images: torch.Tensor, flips: bool) -> torch.Tensor:
+def _encode(vqvae, images: torch.Tensor, flips: bool) -> torch.Tensor:
     images = to_model_range(images.to(vqvae.device))
     views = [images, images.flip(-1)] if flips else [images]
-    return torch.stack([vqvae.encode(view).latents for view in views], dim=1).float()  # (B, F, C, h, w)
+    return torch.stack([raw_latents(vqvae, view) for view in views], dim=1).float()  # (B, F, C, h, w)
 
 
 @torch.no_grad()
-def encode(vqvae: VQModel, dataset: ImageDataset, flips: bool, batch_size: int = 256) -> torch.Tensor:
+def encode(vqvae, dataset: ImageDataset, flips: bool, batch_size: int | None = None) -> torch.Tensor:
     """Latents of all pictures, float32 `(N, F, C, h, w)`, on the CPU; the processes share the work."""
+    batch_size = batch_size or slice_size(dataset[[0]][0].shape[-2:])
+    count = len(dataset)
+    batches = _encode_in_turn(vqvae, lambda places: dataset[places][0], count, flips, batch_size)
+    total, hidden = -(-count // (batch_size * PartialState().num_processes)), not PartialState().is_main_process
+    shown = tqdm(batches, total=total, desc="encoding", disable=hidden, leave=False)
+    return torch.cat([latents.cpu() for latents in shown])[:count]
+
+
+@torch.no_grad()
+def encode_together(vqvae, images: torch.Tensor) -> torch.Tensor:
+    """Latents of uint8 pictures `(N, C, H, W)` that every process has, float32 `(N, C, h, w)`, on the device and the
+    same on every process; they share the work."""
+    read, size = images.__getitem__, slice_size(images.shape[-2:])
+    return torch.cat(list(_encode_in_turn(vqvae, read, len(images), False, size)))[: len(images), 0]
+
+
+def _encode_in_turn(
+    vqvae, read: Callable[[list[int]], torch.Tensor], count: int, flips: bool, batch_size: int
+) -> Iterator[torch.Tensor]:
     processes = PartialState()
     rank, world_size = processes.process_index, processes.num_processes
-    batches = []
-    for start in tqdm(range(0, len(dataset), batch_size * world_size), desc="encoding", disable=rank > 0, leave=False):
-        # every process has a whole batch, so that the gathering lines up; the surplus is cut off at the end
+    for start in range(0, count, batch_size * world_size):
+        # every process has a whole batch, so that the gathering lines up; the surplus is to be cut off at the end
         first = start + rank * batch_size
-        places = [min(first + offset, len(dataset) - 1) for offset in range(batch_size)]
-        latents = _encode(vqvae, dataset[places][0], flips)
-        batches.append((gather(latents) if world_size > 1 else latents).cpu())
-    return torch.cat(batches)[: len(dataset)]
+        last = first + batch_size if world_size > 1 else min(first + batch_size, count)
+        latents = _encode(vqvae, read([min(place, count - 1) for place in range(first, last)]), flips)
+        yield gather(latents) if world_size > 1 else latents
 
 
-def cached_latents(vqvae: VQModel, dataset: ImageDataset, flips: bool, path: Path) -> LatentDataset:
+def cached_latents(vqvae, dataset: ImageDataset, flips: bool, path: Path) -> LatentDataset:
     """Latents of a data set, read from the file if it holds those of this very autoencoder and data, else written."""
     key = _fingerprint(vqvae, dataset, flips)
     latents = None
@@ -82,7 +111,7 @@ def cached_latents(vqvae: VQModel, dataset: ImageDataset, flips: bool, path: Pat
     return LatentDataset(latents, dataset.labels)
 
 
-def _fingerprint(vqvae: VQModel, dataset: ImageDataset, flips: bool) -> str:
+def _fingerprint(vqvae, dataset: ImageDataset, flips: bool) -> str:
     digest = hashlib.sha256(f"{len(dataset)} {flips}".encode())
     for name, tensor in sorted(vqvae.state_dict().items()):
         digest.update(name.encode())
@@ -125,3 +154,26 @@ def centred(vqvae: VQModel, latents: torch.Tensor) -> VQModel:
         copied.quantize.embedding.weight -= mean
         copied.post_quant_conv.bias += copied.post_quant_conv.weight[:, :, 0, 0] @ mean
     return copied
+
+
+def standardised(vqvae, latents: torch.Tensor) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The autoencoder to save with a UNet whose samples are to have mean 0 and variance 1, by measured latents.
+
+    An `AutoencoderKL` or `AutoencoderTiny` gets `scaling_factor` and `shift_factor` into its config, a `VQModel` the
+    first, and, where its latents are far off centre, is [`centred`].
+
+    Args:
+        latents: `(N, F, C, h, w)` of the training pictures, by this autoencoder.
+
+    Returns:
+        The autoencoder, and by how much its latents are less than the given one's, `(C, 1, 1)`.
+    """
+    if not isinstance(vqvae, VQModel):
+        mean = latents.cpu().double().mean().item()
+        vqvae.register_to_config(scaling_factor=measure_scaling_factor(latents), shift_factor=mean)
+        return vqvae, torch.zeros(latents.shape[2], 1, 1)
+    mean = latents.cpu().double().mean(dim=(0, 1, 3, 4))
+    if mean.abs().max() * measure_scaling_factor(latents) > OFF_CENTRE and vqvae.config.norm_type != "spatial":
+        return centred(vqvae, latents).eval().requires_grad_(False), mean.float()[:, None, None]
+    vqvae.register_to_config(scaling_factor=measure_scaling_factor(latents))
+    return vqvae, torch.zeros(latents.shape[2], 1, 1)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -27,11 +29,19 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from hwdiffusion import InputError
 from hwdiffusion.objectives import FLOW_PREDICTION, PREDICTION_TYPES, is_flow, prediction_type_of
-from hwdiffusion.pipelines import ClassConditionalPipeline, num_label_classes, unet_conditioning
+from hwdiffusion.pipelines import (
+    ClassConditionalPipeline,
+    latent_channels,
+    num_label_classes,
+    spatial_factor,
+    unet_conditioning,
+)
 from hwdiffusion.schedulers import AnnealedLangevinScheduler
 
 
 NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler
+Autoencoder = VQModel | AutoencoderKL | AutoencoderTiny
+AUTOENCODERS = {cls.__name__: cls for cls in (VQModel, AutoencoderKL, AutoencoderTiny)}
 
 
 def build_vqvae(section: dict, channels: int, size: tuple[int, int]) -> VQModel:
@@ -187,27 +197,27 @@ def sampling_scheduler(noise_scheduler: NoiseScheduler) -> SchedulerMixin:
     return DDIMScheduler.from_config(noise_scheduler.config, **spacing)
 
 
-def load_vqvae(path: str, channels: int, size: tuple[int, int]) -> VQModel:
-    """A trained `VQModel`: a folder or Hub repository that is one, or a pipeline with one in `vqvae/`.
+def load_autoencoder(path: str, channels: int, size: tuple[int, int]) -> Autoencoder:
+    """A trained autoencoder: a folder or Hub repository that is one, or a pipeline with one in `vqvae/` or `vae/`.
 
     Raises:
         InputError: there is none, or it doesn't fit pictures `(B, channels, *size)`.
     """
     folder = Path(path)
-    if folder.is_dir() and not any((folder / name / "config.json").is_file() for name in ("", "vqvae")):
-        raise InputError(f"--vqvae {path} holds no VQModel: neither config.json nor vqvae/config.json is in it")
+    places = (None, "vqvae", "vae")
+    if folder.is_dir():
+        places = [place for place in places if (folder / (place or "") / "config.json").is_file()]
+        if not places:
+            raise InputError(
+                f"--vqvae {path} holds no autoencoder: none of config.json, vqvae/config.json and vae/config.json is "
+                "in it"
+            )
     try:
-        subfolder = "vqvae" if folder.is_dir() and not (folder / "config.json").is_file() else None
-        try:
-            config = VQModel.load_config(path, subfolder=subfolder)
-        except OSError:
-            if folder.is_dir():
-                raise
-            subfolder = "vqvae"
-            config = VQModel.load_config(path, subfolder=subfolder)
-        if config.get("_class_name") != "VQModel":
-            raise InputError(f"--vqvae {path} holds a {config.get('_class_name')}, not a VQModel")
-        vqvae = VQModel.from_pretrained(path, subfolder=subfolder)
+        subfolder, config = _first_config(path, places)
+        name = config.get("_class_name")
+        if name not in AUTOENCODERS:
+            raise InputError(f"--vqvae {path} holds a {name}, not one of {', '.join(AUTOENCODERS)}")
+        vqvae = AUTOENCODERS[name].from_pretrained(path, subfolder=subfolder)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -216,8 +226,18 @@ def load_vqvae(path: str, channels: int, size: tuple[int, int]) -> VQModel:
         raise InputError(
             f"--vqvae {path} takes pictures of {vqvae.config.in_channels} channels, but --image_mode gives {channels}"
         )
-    check_factor(2 ** (len(vqvae.config.block_out_channels) - 1), size)
+    check_factor(spatial_factor(vqvae.config), size)
     return vqvae
+
+
+def _first_config(path: str, places) -> tuple[str | None, dict]:
+    for place in places:
+        try:
+            return place, VQModel.load_config(path, subfolder=place)
+        except OSError:
+            if place == places[-1]:
+                raise
+    raise AssertionError("there is always a place to look")
 
 
 def check_factor(factor: int, size: tuple[int, int]):
@@ -230,11 +250,10 @@ def check_factor(factor: int, size: tuple[int, int]):
         )
 
 
-def latent_shape(vqvae: VQModel, size: tuple[int, int]) -> tuple[int, int, int]:
+def latent_shape(vqvae: Autoencoder, size: tuple[int, int]) -> tuple[int, int, int]:
     """The shape `(C, h, w)` of the latents of pictures of that size."""
-    factor = 2 ** (len(vqvae.config.block_out_channels) - 1)
-    channels = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
-    return (channels, size[0] // factor, size[1] // factor)
+    factor = spatial_factor(vqvae.config)
+    return (latent_channels(vqvae.config), size[0] // factor, size[1] // factor)
 
 
 def check_inference_steps(noise_scheduler: NoiseScheduler, num_inference_steps: int):

@@ -101,10 +101,11 @@ class BatchOrder:
         batch_size: samples of one micro-batch of one process.
         micro_batches: micro-batches of a step.
         rank, world_size: which process this is, and of how many.
+        order: a function (seed, epoch, size) → the indices `(size,)` that an epoch visits.
     """
 
-    def __init__(self, seed, size, first_step, batch_size, micro_batches=1, rank=0, world_size=1):
-        self.seed, self.size, self.first_step = seed, size, first_step
+    def __init__(self, seed, size, first_step, batch_size, micro_batches=1, rank=0, world_size=1, order=epoch_order):
+        self.seed, self.size, self.first_step, self.order = seed, size, first_step, order
         self.batch_size, self.micro_batches = batch_size, micro_batches
         self.rank, self.world_size = rank, world_size
 
@@ -133,7 +134,7 @@ class BatchOrder:
     def _indices(self, positions: np.ndarray, orders: dict[int, np.ndarray]) -> list[int]:
         epochs = positions // self.size
         for epoch in set(epochs.tolist()) - orders.keys():
-            orders[epoch] = epoch_order(self.seed, epoch, self.size)
+            orders[epoch] = self.order(self.seed, epoch, self.size)
         for past in [epoch for epoch in orders if epoch < epochs.min()]:
             del orders[past]
         return [int(orders[epoch][place]) for epoch, place in zip(epochs, positions % self.size)]

@@ -24,12 +24,12 @@ class TrainedModel:
     def __init__(self, accelerator: Accelerator, model, learning_rate: float, args, ema: bool, starts_at: float = 0.0):
         self.accelerator, self.args = accelerator, args
         self.learning_rate, self.starts_at = learning_rate, starts_at
-        optimizer = torch.optim.AdamW(
+        optimizer = build_optimizer(
             model.parameters(),
+            args.use_8bit_adam,
             lr=learning_rate,
             betas=(args.adam_beta1, args.adam_beta2),
             weight_decay=args.adam_weight_decay,
-            fused=True,
         )
         self.ema: EMAModel | None = None
         if ema:
@@ -130,3 +130,13 @@ class TrainedModel:
     def snapshot(self) -> dict[str, Any]:
         """A copy of the present state, for `load_state_dict`."""
         return copy.deepcopy(self.state_dict())
+
+
+def build_optimizer(parameters, in_8_bits: bool, **settings) -> torch.optim.Optimizer:
+    """AdamW: fused, or by bitsandbytes with moments of 8 bits (Dettmers et al. 2022), in a quarter of the memory."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    if not in_8_bits:
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    from bitsandbytes.optim import AdamW8bit  # an extra
+
+    return AdamW8bit(parameters, **settings)

@@ -43,7 +43,8 @@ from hwdiffusion.checkpoints import (
 from hwdiffusion.config import Config
 from hwdiffusion.failures import sentence_of
 from hwdiffusion.interruption import Interruption, leave_signals_to_the_parent
-from hwdiffusion.randomness import BatchOrder, Draws
+from hwdiffusion.labels import balanced_order
+from hwdiffusion.randomness import BatchOrder, Draws, epoch_order
 from hwdiffusion.run_folder import use_all_cores
 from hwdiffusion.sources import few
 from hwdiffusion.trained_model import TrainedModel
@@ -67,10 +68,10 @@ class Batch:
 class Evaluation:
     """What is measured while a run is trained: every so many `steps`, and at the end."""
 
-    steps: int
+    steps: int | None
     measure: Callable[[], dict[str, float]]  # called on all processes, which share the work
-    rank: Callable[[dict[str, float]], float]  # the best is the one that ranks highest
-    judge: dict  # what must be the same for figures to compare
+    rank: Callable[[dict[str, float]], float] | None = None  # the best, which is kept, is the one that ranks highest
+    judge: dict | None = None  # what must be the same for figures to compare
 
 
 def _as_it_is(batch):
@@ -207,7 +208,7 @@ class Trainer:
             dataset: `dataset[list of indices]` gives the data of a batch; or a stream, which reads a `BatchOrder`.
             save: writes the artefact (a pipeline, a model) with the present weights into a folder.
             preview: returns a picture of what the model does; called on all processes, which share the work.
-            evaluation: measures what the model does; the best artefact is kept in `best`.
+            evaluation: measures what the model does; the best artefact is kept in `best`, if it ranks them.
 
         Raises:
             Interrupted: by SIGTERM or SIGINT, after a checkpoint.
@@ -268,6 +269,7 @@ class Trainer:
             self.args.gradient_accumulation_steps,
             self.accelerator.process_index,
             self.accelerator.num_processes,
+            balanced_order(dataset.labels, self.args.class_balance) if self.args.class_balance > 0 else epoch_order,
         )
         self._streams = hasattr(dataset, "read")
         if self._streams:
@@ -317,8 +319,8 @@ class Trainer:
     def _finish_step(self, progress, save, preview, evaluation):
         progress.update(self.step_size)
         last = self.step == self.max_steps
-        evaluated = evaluation is not None and (self.step % evaluation.steps == 0 or last)
-        drawn = preview is not None and self.step in self.sample_steps
+        evaluated = evaluation is not None and (last or self.step % (evaluation.steps or self.max_steps) == 0)
+        drawn = preview is not None and (evaluated or self.step in self.sample_steps)
         saved = self.step % self.checkpointing_steps == 0 or last
         if evaluated or drawn or saved or self.step % self.args.logging_steps == 0:
             lines = self._log.fetch(self.step)  # before anything is saved of weights that may not be finite
@@ -486,9 +488,10 @@ class Trainer:
             (part / BEST_FILE).write_text(json.dumps(said), encoding="utf-8")
 
         def keep_the_best():
-            earlier = self._best_so_far(evaluation)
-            if earlier is None or evaluation.rank(measured) > evaluation.rank(earlier):
-                write_folder(self.output_dir / "best", write)
+            if evaluation.rank is not None:
+                earlier = self._best_so_far(evaluation)
+                if earlier is None or evaluation.rank(measured) > evaluation.rank(earlier):
+                    write_folder(self.output_dir / "best", write)
             said = [f"step {self.step}", *(f"{name} {value:.4g}" for name, value in measured.items())]
             tqdm.write(", ".join(said))
 

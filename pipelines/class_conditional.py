@@ -4,8 +4,8 @@ This file is the whole pipeline. Every repository that it saves carries a copy o
 `DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)` works where nothing but diffusers and transformers
 is installed. It therefore imports torch, numpy, Pillow, huggingface_hub and these two, and nothing else.
 
-It also owns the one encoding of labels (`label_ids`, `label_tokens`, `unet_conditioning`) that training imports, so
-that training and sampling can't disagree about what a label is.
+It also owns the one encoding of labels (`label_ids`, `label_tokens`, `unet_conditioning`) and the one scaling of
+latents (`raw_latents`, `scale_latents`) that training imports, so that training and sampling can't disagree on them.
 """
 
 import difflib
@@ -23,7 +23,15 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel, VQModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    SchedulerMixin,
+    UNet2DConditionModel,
+    VQModel,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging, replace_example_docstring
@@ -35,6 +43,7 @@ from transformers import ResNetForImageClassification
 
 logger = logging.get_logger(__name__)
 
+DECODED_AT_ONCE = 2**22  # pixels
 NULL_LABEL = -1  # the id that pads a set of labels; its token is all zeros
 
 # A step of these draws noise from the global state, so a picture could not belong to its generator.
@@ -80,6 +89,33 @@ EXAMPLE_DOC_STRING = """
         >>> image = pipe(labels=[3], generator=torch.Generator().manual_seed(0)).images[0]
         ```
 """
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Latents: of a VQModel, an AutoencoderKL or an AutoencoderTiny
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def latent_channels(config) -> int:
+    """How many channels the latents of an autoencoder with this config have."""
+    return getattr(config, "vq_embed_dim", None) or config.latent_channels
+
+
+def spatial_factor(config) -> int:
+    """How many times smaller than a picture its latents are, on each side."""
+    return 2 ** (len(config.block_out_channels) - 1)
+
+
+def raw_latents(vqvae, pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures `(B, C, H, W)` in [-1, 1] to latents `(B, C, h, w)` as the autoencoder makes them: of a `VQModel` those
+    before quantisation, of an `AutoencoderKL` the mean."""
+    encoded = vqvae.encode(pictures)
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+
+def scale_latents(config, latents: torch.Tensor) -> torch.Tensor:
+    """Latents of an autoencoder with this config to what the UNet works on: (latents - shift) * scale."""
+    return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,7 +324,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             `class_embed_type="simple_projection"` or `encoder_hid_dim_type="text_proj"`; with neither the pipeline is
             unconditional.
         scheduler ([`SchedulerMixin`]): any diffusers scheduler that does `prediction_type`; swap it by `from_config`.
-        vqvae ([`VQModel`], *optional*): decodes latents; without it the UNet works on pixels in [-1, 1].
+        vqvae ([`VQModel`], [`AutoencoderKL`] or [`AutoencoderTiny`], *optional*): decodes latents; without it the UNet
+            works on pixels in [-1, 1].
         classifier ([`~transformers.ResNetForImageClassification`], *optional*): knows the label of a noisy sample, for
             `classifier_guidance_scale`. Its config tells how it is fed: `noise_aware`, `latent`, `image_size`,
             `noise_schedule` (see [`classifier_inputs`]).
@@ -315,7 +352,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        vqvae: VQModel | None = None,
+        vqvae: VQModel | AutoencoderKL | AutoencoderTiny | None = None,
         classifier: ResNetForImageClassification | None = None,
         guidance_unet: UNet2DConditionModel | None = None,
         id2label: dict | None = None,
@@ -347,10 +384,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"not {sorted(id2label)}"
             )
         if unet is not None and vqvae is not None:
-            channels = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
+            channels = latent_channels(vqvae.config)
             if unet.config.in_channels != channels:
                 raise ValueError(
-                    f"the UNet works on {unet.config.in_channels} channels, but the VQModel's latents have {channels}"
+                    f"the UNet works on {unet.config.in_channels} channels, but the {type(vqvae).__name__}'s latents "
+                    f"have {channels}"
                 )
         self.register_to_config(
             id2label=id2label,
@@ -444,7 +482,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def vae_scale_factor(self) -> int:
-        return 2 ** (len(self.vqvae.config.block_out_channels) - 1) if getattr(self, "vqvae", None) is not None else 1
+        return spatial_factor(self.vqvae.config) if getattr(self, "vqvae", None) is not None else 1
 
     @property
     def num_classes(self) -> int:
@@ -899,14 +937,20 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """Pictures `(B, C, H, W)` in [-1, 1] to latents as the UNet knows them; latents stay as they are."""
         if self.vqvae is None or tuple(pictures.shape[1:]) == self._latent_shape():
             return pictures
-        latents = self.vqvae.encode(pictures.to(self.vqvae.dtype)).latents
-        return latents * self.vqvae.config.scaling_factor
+        return scale_latents(self.vqvae.config, raw_latents(self.vqvae, pictures.to(self.vqvae.dtype)))
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the UNet knows them to pictures `(B, C, H, W)` in about [-1, 1]."""
         if self.vqvae is None:
             return latents
-        latents = latents / self.vqvae.config.scaling_factor
+        config = self.vqvae.config
+        latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        at_once = max(1, DECODED_AT_ONCE // (latents[0, 0].numel() * self.vae_scale_factor**2))
+        return torch.cat([self._decode(some) for some in latents.split(at_once)])
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        if not isinstance(self.vqvae, VQModel):
+            return self.vqvae.decode(latents.to(self.vqvae.dtype)).sample
         # The nearest code is found in float32: half precision would choose another for one latent in ten.
         codes, dtype = self.vqvae.quantize.embedding.weight.to(latents.device), self.vqvae.dtype
         if dtype == torch.float32:

@@ -177,7 +177,7 @@ def test_an_autoencoder_and_a_unet_that_do_not_fit(fails, tmp_path):
     build_vqvae(TINY_VQVAE, 1, (16, 16)).save_pretrained(tmp_path / "gray")
     assert "not divisible" in fails("train_ldm", "--vqvae", tmp_path / "gray", "--resolution", "15")
     (tmp_path / "other").mkdir()
-    assert "holds no VQModel" in fails("train_ldm", "--vqvae", tmp_path / "other")
+    assert "holds no autoencoder" in fails("train_ldm", "--vqvae", tmp_path / "other")
 
 
 def test_odd_latents_that_a_block_cannot_give_back(fails):
@@ -275,3 +275,28 @@ def test_a_model_of_another_shape_leaves_the_configuration_of_the_run(tmp_path, 
     assert MAIN["train_ddpm"]([*argv, *other]) == 2
     assert "is of another model than this run's unet" in capsys.readouterr().err
     assert (run / "config.yaml").read_text() == saved and MAIN["train_ddpm"](argv) == 0
+
+
+def test_classes_that_are_not_there_can_not_be_evened_out(fails, tmp_path):
+    for index in range(12):
+        picture(tmp_path / "flat" / f"{index}.png", index)
+    unet = {"unet": {**TINY_UNET}}
+    said = fails("train_ddpm", "--train_data_dir", tmp_path / "flat", "--class_balance", "0.5", preset=unet)
+    assert "--class_balance evens out classes, but" in said and "has none" in said
+
+
+def test_what_the_first_stage_lacks_is_found_before_anything_is_written(fails):
+    said = fails("train_ldm", "--train_vqgan.evaluation_classifier", "gone")
+    assert "gone can't be loaded" in said
+    said = fails("train_ldm", "--train_vqgan.perceptual_weight", "1", "--train_vqgan.perceptual_model", "gone")
+    assert "--perceptual_model gone can't be loaded" in said
+
+
+def test_an_autoencoder_of_another_kind_is_refused(fails, tmp_path):
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    AutoencoderKLTemporalDecoder(in_channels=1, block_out_channels=(32,), layers_per_block=1).save_config(
+        tmp_path / "v"
+    )
+    said = fails("train_ldm", "--vae", tmp_path / "v")
+    assert "holds a AutoencoderKLTemporalDecoder, not one of VQModel, AutoencoderKL, AutoencoderTiny" in said

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from sklearn.datasets import load_digits
 
-from hwdiffusion.codebook import Codebook
+from hwdiffusion.arguments import VQGANArguments
+from hwdiffusion.codebook import Codebook, advice, perplexity_of, rotated
 from hwdiffusion.randomness import Draws
 
 
@@ -176,16 +177,17 @@ def test_what_is_decoded_outside_of_training_is_not_counted():
     assert codebook.chosen().sum() == 4 * 4 * 4
 
 
-def usage_after_training_from_collapse(restart: bool) -> float:
+def usage_after_training_from_collapse(restart: bool, **options) -> float:
     vqvae = tiny_vqvae(codes=64)
-    codebook = Codebook(vqvae)
+    codebook = Codebook(vqvae, **options)
     vqvae.quantize.embedding.weight.data.fill_(0.1)
-    optimizer = torch.optim.AdamW(vqvae.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW((weight for weight in vqvae.parameters() if weight.requires_grad), lr=1e-3)
     for step, batch in enumerate(digits(640).split(32)):
         reconstruction, codebook_loss = vqvae(batch, return_dict=False)
         (F.mse_loss(reconstruction, batch) + codebook_loss).backward()
         optimizer.step()
         optimizer.zero_grad()
+        codebook.update()
         if (step + 1) % 5 == 0:
             usage = codebook.usage()
             if restart:
@@ -194,9 +196,243 @@ def usage_after_training_from_collapse(restart: bool) -> float:
     return usage
 
 
-def test_a_collapsed_codebook_recovers_by_restarts_and_not_without():
-    assert usage_after_training_from_collapse(restart=False) < 0.1
-    assert usage_after_training_from_collapse(restart=True) > 0.5
+@pytest.mark.parametrize(
+    "options, without",
+    [({}, 0.1), ({"rotation": True}, 0.1), ({"update": "ema", "ema_decay": 0.9}, 0.3)],  # averages help a little
+    ids=str,
+)
+def test_a_collapsed_codebook_recovers_by_restarts_and_not_without(options, without):
+    assert usage_after_training_from_collapse(restart=False, **options) < without
+    assert usage_after_training_from_collapse(restart=True, **options) > 0.5
+
+
+def test_more_dead_codes_than_latents_restart_on_the_latents_of_other_pictures():
+    vqvae, codebook, _ = with_dead_codes(codes=1000)
+    more = vqvae.encode(digits(200)[100:]).latents.detach()
+    assert (codebook.chosen() == 0).sum() > 256  # those of 16 pictures
+    dead = codebook.chosen() == 0
+    codebook.restart(draws(1), more_latents=lambda: more)
+    restarted = codebook.vectors.detach()[dead]
+    assert are_among(restarted, vectors_of(more)).all()
+    assert len(restarted.unique(dim=0)) == min(int(dead.sum()), len(vectors_of(more).unique(dim=0)))
+
+
+def test_few_dead_codes_restart_on_the_last_batch_and_nothing_else_is_encoded():
+    _, codebook, latents = with_dead_codes()
+    codebook.restart(draws(1), more_latents=lambda: pytest.fail("encoded for nothing"))
+    assert are_among(codebook.vectors.detach()[16:], latents).all()
+
+
+# -- k-means ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_by_k_means_is_nearer_to_the_latents_than_a_drawn_one():
+    errors = []
+    for kmeans in (False, True):
+        vqvae = tiny_vqvae()
+        latents = vqvae.encode(digits(64)).latents.detach()
+        codebook = Codebook(vqvae)
+        codebook.start(latents, draws(), kmeans)
+        errors.append(torch.cdist(vectors_of(latents), codebook.vectors).amin(dim=1).square().mean().item())
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_with_too_few_latents_for_clusters_codes_start_on_the_latents():
+    vqvae = tiny_vqvae(codes=1000)
+    latents = vqvae.encode(digits(16)).latents.detach()
+    codebook = Codebook(vqvae)
+    codebook.start(latents, draws(), kmeans=True)
+    assert are_among(codebook.vectors.detach(), vectors_of(latents)).all()
+
+
+# -- moving averages --------------------------------------------------------------------------------------------------
+
+
+def test_a_moving_average_codebook_follows_the_papers_recursion():
+    """van den Oord et al. 2017, eq. 6 to 8, of N and m that start at 1 and the code's first place."""
+    vqvae = tiny_vqvae()
+    codebook = Codebook(vqvae, update="ema", ema_decay=0.9)
+    codebook.start(vqvae.encode(digits(16)).latents, draws())
+    counts, sums = torch.ones(32), codebook.vectors.detach().clone()
+    for batch in digits(64).split(16):
+        codes = sums / counts[:, None]
+        latents = vectors_of(vqvae.encode(batch).latents.detach())
+        one_hot = F.one_hot(torch.cdist(latents, codes).argmin(dim=1), 32).float()
+        for half in batch.split(8):  # two micro-batches are one step
+            vqvae(half)
+        codebook.update()
+        counts, sums = 0.9 * counts + 0.1 * one_hot.sum(dim=0), 0.9 * sums + 0.1 * one_hot.T @ latents
+        torch.testing.assert_close(codebook.vectors.detach(), sums / counts[:, None])
+
+
+def test_the_optimizer_leaves_a_moving_average_codebook_alone_and_teaches_the_encoder_to_commit():
+    vqvae = tiny_vqvae()
+    codebook = Codebook(vqvae, update="ema")
+    codebook.start(vqvae.encode(digits(16)).latents, draws())
+    _, loss = vqvae(digits(32)[16:], return_dict=False)
+    loss.backward()
+    assert codebook.vectors.grad is None and not codebook.vectors.requires_grad
+    assert vqvae.encoder.conv_in.weight.grad.abs().sum() > 0
+
+
+def test_two_processes_average_as_one_that_sees_both_batches():
+    batches = digits(32).split(16)
+    alone = tiny_vqvae()
+    one = Codebook(alone, update="ema", ema_decay=0.5)
+    one.start(alone.encode(batches[0]).latents, draws())
+    alone(torch.cat(batches))
+    one.update()
+
+    # each process has half of every average; what the other one has is added by the gathering
+    vqvae, other = tiny_vqvae(), tiny_vqvae()
+    ours, theirs = (Codebook(model, update="ema", ema_decay=0.5) for model in (vqvae, other))
+    latents = vqvae.encode(batches[0]).latents
+    for codebook in (ours, theirs):
+        codebook.gather = lambda tensor: torch.cat([tensor, tensor])  # both are alike so far, of latents and of counts
+        codebook.replace(torch.ones(32, dtype=torch.bool), vectors_of(latents.detach()), draws())
+    vqvae(batches[0])
+    other(batches[1])
+    theirs.update()
+
+    def gather(tensor):
+        return torch.cat([tensor, (theirs.ema_counts if tensor.ndim == 2 else theirs.ema_sums)[None]])
+
+    ours.gather = gather
+    ours.update()
+    torch.testing.assert_close(vqvae.quantize.embedding.weight, alone.quantize.embedding.weight)
+
+
+def test_a_code_that_is_not_chosen_keeps_its_place_however_long():
+    vqvae = tiny_vqvae()
+    codebook = Codebook(vqvae, update="ema", ema_decay=0.5)
+    codebook.start(vqvae.encode(digits(16)).latents, draws())
+    place = torch.tensor([50.0, -60.0, 70.0])
+    codebook._set(torch.arange(32) == 5, place[None])
+    for _ in range(200):
+        codebook.update()
+        torch.testing.assert_close(codebook.vectors[5].detach(), place)
+
+
+def test_restarted_codes_of_a_moving_average_codebook_stay_where_they_restarted():
+    vqvae = tiny_vqvae()
+    codebook = Codebook(vqvae, update="ema")
+    with torch.no_grad():
+        codebook.start(vqvae.encode(digits(16)).latents, draws())
+        vqvae(digits(1))
+    codebook.update()
+    dead = codebook.chosen() == 0
+    assert codebook.restart(draws(1)) == dead.sum() > 0
+    restarted = codebook.vectors.detach()[dead].clone()
+    codebook.update()
+    torch.testing.assert_close(codebook.vectors.detach()[dead], restarted)
+
+
+def test_averages_are_part_of_a_checkpoint():
+    vqvae = tiny_vqvae()
+    codebook = Codebook(vqvae, update="ema")
+    codebook.start(vqvae.encode(digits(16)).latents, draws())
+    vqvae(digits(16))
+    codebook.update()
+    assert set(codebook.state_dict()) == {"counts", "ema_counts", "ema_sums", "batch_counts", "batch_sums"}
+
+
+# -- the rotation trick -----------------------------------------------------------------------------------------------
+
+
+def test_rotated_latents_are_the_codes_and_gradients_turn_back_the_way_they_came():
+    """Fifty et al. 2024: q = λRe with R orthogonal and Rê = q̂; so ∂/∂e = λRᵀ."""
+    torch.manual_seed(0)
+    latents, quantized = torch.randn(2, 4, 3, 5, dtype=torch.float64), torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    latents.requires_grad_()
+    out = rotated(latents, quantized)
+    torch.testing.assert_close(out, quantized)
+    at = (1, slice(None), 2, 3)
+    rows = [torch.autograd.grad(out[at][k], latents, retain_graph=True)[0][at] for k in range(4)]
+    jacobian, e, q = torch.stack(rows), latents[at].detach(), quantized[at]
+    rotation = jacobian * e.norm() / q.norm()
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close(torch.det(rotation), torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(rotation @ e / e.norm(), q / q.norm())
+    across = torch.linalg.qr(torch.stack([e, q, *torch.eye(4, dtype=torch.float64)[:2]], dim=1))[0][:, 2]
+    torch.testing.assert_close(rotation @ across, across)  # nothing turns but the plane of e and q
+
+
+def test_rotated_latents_that_are_zero_or_opposite_to_their_code_stay_finite():
+    latents = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 0.0]]).T[None, :, None].requires_grad_()
+    quantized = torch.tensor([[1.0, 1.0], [-1.0, -2.0], [0.0, 0.0]]).T[None, :, None]
+    out = rotated(latents, quantized)
+    assert torch.equal(out, quantized)
+    out.square().sum().backward()
+    assert latents.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+def test_the_rotation_trick_changes_what_the_encoder_learns_and_not_what_is_decoded(rotation):
+    decoded, gradients = [], []
+    for trick in (False, rotation):
+        vqvae = tiny_vqvae()
+        codebook = Codebook(vqvae, rotation=trick)
+        codebook.start(vqvae.encode(digits(16)).latents, draws())
+        reconstruction, _ = vqvae(digits(32)[16:], return_dict=False)
+        reconstruction.square().mean().backward()
+        decoded.append(reconstruction)
+        gradients.append(vqvae.encoder.conv_in.weight.grad)
+    torch.testing.assert_close(*decoded)
+    assert torch.allclose(*gradients) is not rotation
+
+
+# -- the entropy regulariser ------------------------------------------------------------------------------------------
+
+
+def test_the_entropy_loss_is_lowest_where_every_latent_is_sure_and_all_codes_are_chosen_alike():
+    codebook = Codebook(tiny_vqvae(codes=4))
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    codebook.vectors.data.copy_(corners)
+
+    def loss_of(latents):
+        codebook.latents = latents
+        return codebook.entropy_loss().item()
+
+    assert loss_of(corners.repeat(3, 1)) == pytest.approx(-math.log(4), abs=1e-4)
+    assert loss_of(corners[:1].repeat(12, 1)) == pytest.approx(0, abs=1e-4)  # sure, but of one code
+    assert loss_of(torch.full((12, 3), 0.25) + 0.0) > -1e-3  # between them all
+
+
+def test_the_entropy_loss_pulls_apart_what_has_collapsed():
+    vqvae = tiny_vqvae(codes=8)
+    codebook = Codebook(vqvae)
+    torch.manual_seed(0)
+    codebook.vectors.data.normal_()
+    optimizer = torch.optim.Adam([*vqvae.encoder.parameters(), *vqvae.quant_conv.parameters()], lr=1e-2)
+    before = None
+    for _ in range(25):
+        vqvae(digits(64))
+        before = before or codebook.usage()
+        codebook.reset()
+        loss = codebook.entropy_loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    vqvae(digits(64))
+    assert codebook.usage() > before
+
+
+# -- advice -----------------------------------------------------------------------------------------------------------
+
+
+def test_advice_is_given_below_half_and_names_what_is_not_done_yet():
+    args = VQGANArguments()
+    assert advice(16, 32, args) is None
+    said = advice(15, 32, args)
+    assert "use 15 codes of 32" in said and "--codebook_restart_until 0.9" in said and "num_vq_embeddings 16" in said
+    args.codebook_restart_steps, args.codebook_update, args.entropy_weight = 0, "ema", 0.1
+    said = advice(1, 32, args)
+    assert "--codebook_restart_steps 100" in said and "--codebook_update" not in said and "entropy" not in said
+
+
+def test_perplexity_of_counts():
+    assert perplexity_of(torch.tensor([3.0, 3.0, 0.0, 3.0])) == pytest.approx(3)
+    assert perplexity_of(torch.tensor([8.0, 0.0])) == pytest.approx(1)
 
 
 def test_a_model_that_was_watched_is_saved_as_a_plain_one(tmp_path):

@@ -167,19 +167,22 @@ def test_the_first_stage_shares_data_and_machine_flags_and_no_others(tmp_path):
         "--image_mode", "RGB", "--center_crop", "false", "--random_flip", "--validation_fraction", "0.3",
         "--max_train_samples", "99", "--skip_bad_images", "--image_memory_gb", "1", "--dataloader_num_workers", "1",
         "--dataset_config_name", "small", "--seed", "5", "--mixed_precision", "bf16", "--report_to", "wandb",
-        "--logging_steps", "3", "--streaming", "--shuffle_buffer_size", "7",
+        "--logging_steps", "3", "--shuffle_buffer_size", "7",
     ]  # fmt: skip
+    exclusive = {"streaming": ["--streaming"], "class_balance": ["--class_balance", "0.5"]}
     own = [
         "--train_batch_size", "3", "--learning_rate", "1", "--use_ema", "false", "--max_train_steps", "9",
         "--gradient_accumulation_steps", "2", "--adam_beta2", "0.5", "--lr_scheduler", "cosine",
     ]  # fmt: skip
     alone = parse("train_vqgan", argv).args
-    config = parse("train_ldm", [*argv, *shared, *own])
-    stage = config.first_stage(tmp_path / "first-stage").args
+    for name, flags in exclusive.items():
+        config = parse("train_ldm", [*argv, *shared, *own, *flags])
+        stage = config.first_stage(tmp_path / "first-stage").args
+        assert getattr(stage, name) == getattr(config.args, name) != getattr(alone, name)
     for cls in (DataArguments, MachineArguments):
         for item in fields(cls):
             assert getattr(stage, item.name) == getattr(config.args, item.name), item.name
-            if item.name != "dataset_name":  # its folder took its place
+            if item.name not in ("dataset_name", *exclusive):  # its folder took its place
                 assert getattr(stage, item.name) != getattr(alone, item.name), f"the test leaves out {item.name}"
     inherited = {item.name for cls in (DataArguments, MachineArguments) for item in fields(cls)}
     for item in fields(alone):
@@ -322,3 +325,71 @@ def test_a_mistake_in_the_section_of_another_script_is_found():
 
 def test_the_samplers_that_can_be_named_are_those_that_can_be_made():
     assert tuple(models.SAMPLERS) == SAMPLERS
+
+
+# -- presets on top of others -----------------------------------------------------------------------------------------
+
+
+def test_a_preset_on_top_of_another_says_only_what_differs(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        "dataset_name: digits\nlabel_column: label\nresolution: 16\nmax_train_steps: 9\n"
+        "vqvae: {latent_channels: 4, layers_per_block: 1}\n"
+        "train_ddpm: {num_train_epochs: 3, learning_rate: 0.25}\n"
+    )
+    preset = write_preset(
+        tmp_path,
+        f"base: {base}\nresolution: 32\nvqvae: {{layers_per_block: 2}}\ntrain_ddpm: {{max_train_steps: 5}}\n",
+    )
+    assert load_preset(preset) == {
+        "dataset_name": "digits",
+        "label_column": "label",
+        "resolution": 32,
+        "max_train_steps": 9,
+        "vqvae": {"latent_channels": 4, "layers_per_block": 2},
+        "train_ddpm": {"learning_rate": 0.25, "max_train_steps": 5},
+    }
+    other_data = write_preset(tmp_path, f"base: {base}\ntrain_data_dir: pictures\n")
+    assert {"dataset_name", "label_column"}.isdisjoint(load_preset(other_data))
+
+
+def test_a_base_that_is_not_there_or_that_stands_on_itself_is_refused(tmp_path):
+    with pytest.raises(InputError, match="unknown preset 'mnist-ldn' .did you mean mnist-ldm"):
+        load_preset(write_preset(tmp_path, "base: mnist-ldn\n"))
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(f"base: {second}\n")
+    second.write_text(f"base: {first}\n")
+    with pytest.raises(InputError, match="base of preset .*second.yaml must be .* another preset"):
+        load_preset(str(first))
+    with pytest.raises(InputError, match="base of preset .* must be the name or the path of another preset, not 3"):
+        load_preset(write_preset(tmp_path, "base: 3\n"))
+
+
+@pytest.mark.parametrize(
+    "script, argv, said",
+    [
+        ("train_ldm", ["--class_balance", "2"], "--class_balance must be in 0 to 1, not 2.0"),
+        ("train_vqgan", ["--discriminator_warmup", "-1"], "--discriminator_warmup must be in 0 to 1"),
+        ("train_vqgan", ["--adaptive_weight_max", "0"], "--adaptive_weight_max must be positive"),
+        ("train_vqgan", ["--codebook_ema_decay", "1"], "--codebook_ema_decay must be between 0 and 1"),
+        ("train_vqgan", ["--entropy_weight", "-1"], "--entropy_weight must be at least 0"),
+        ("train_vqgan", ["--evaluation_steps", "0"], "--evaluation_steps must be at least 1"),
+    ],
+)
+def test_values_that_are_not_allowed_are_refused(script, argv, said):
+    with pytest.raises(InputError, match=said):
+        parse(script, argv)
+
+
+def test_an_optimizer_that_is_not_installed_is_refused(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--use_8bit_adam needs `pip install"):
+        parse("train_ddpm", ["--preset", "mnist-ddpm", "--use_8bit_adam", "true"])
+
+
+def test_vae_is_another_name_of_vqvae():
+    for script in ("train_ldm", "train_classifier"):
+        argv = ["--noise_aware"] if script == "train_classifier" else []
+        assert parse(script, [*argv, "--vae", "runs/vae"]).args.vqvae == "runs/vae"

@@ -1,11 +1,24 @@
 import pytest
 import torch
 from diffusers import VQModel
+from tiny import AUTOENCODERS, make_autoencoder
 
 from hwdiffusion import latents as latents_module
 from hwdiffusion.arguments import DataArguments
 from hwdiffusion.data import load_data, to_model_range
-from hwdiffusion.latents import LatentDataset, cached_latents, centred, encode, measure_scaling_factor
+from hwdiffusion.latents import (
+    AT_ONCE,
+    LatentDataset,
+    cached_latents,
+    centred,
+    encode,
+    encode_batches,
+    encode_together,
+    measure_scaling_factor,
+    slice_size,
+    standardised,
+)
+from hwdiffusion.pipelines import raw_latents, scale_latents
 
 
 def tiny_vqvae(seed: int = 0) -> VQModel:
@@ -143,3 +156,72 @@ def test_a_latent_data_set_serves_batches_in_the_order_asked_for():
     batches = torch.utils.data.DataLoader(dataset, batch_sampler=[[3, 1], [4, 4]], collate_fn=lambda batch: batch)
     for (served, ids), order in zip(batches, ([3, 1], [4, 4])):
         assert torch.equal(served, latents[order]) and ids[:, 0].tolist() == order
+
+
+# -- any autoencoder --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_standardised_latents_have_mean_0_and_variance_1_and_the_saved_autoencoder_says_how(name, dataset, tmp_path):
+    given, images = make_autoencoder(name), pictures(dataset)
+    latents = encode(given, dataset, flips=True)
+    saved, moved = standardised(given, latents)
+    ours = scale_latents(saved.config, latents - moved)
+    assert ours.mean().abs() < 1e-4
+    assert ours.std().item() == pytest.approx(1, abs=1e-4)
+
+    # whoever loads it scales alike, and what was scaled is decoded as the given autoencoder decodes it
+    saved.save_pretrained(tmp_path)
+    loaded = type(saved).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(
+        scale_latents(loaded.config, raw_latents(loaded, images)), ours[:, 0], rtol=0, atol=1e-4
+    )
+    shift = getattr(loaded.config, "shift_factor", None) or 0.0
+    back = loaded.decode(ours[:, 0] / loaded.config.scaling_factor + shift).sample
+    torch.testing.assert_close(back, make_autoencoder(name).decode(latents[:, 0]).sample, rtol=0, atol=1e-4)
+
+
+def test_a_vqmodel_near_its_centre_is_left_as_it_is(dataset):
+    vqvae = centred(tiny_vqvae(), encode(tiny_vqvae(), dataset, flips=False))
+    saved, moved = standardised(vqvae, encode(vqvae, dataset, flips=True))
+    assert saved is vqvae and moved.abs().max() == 0
+
+
+def test_latents_of_an_autoencoder_kl_are_the_mean_of_its_posterior(dataset):
+    vae, images = make_autoencoder("AutoencoderKL"), pictures(dataset)
+    with torch.no_grad():
+        assert torch.equal(raw_latents(vae, images), vae.encode(images).latent_dist.mean)
+
+
+def test_without_a_shift_latents_are_scaled_alone():
+    vae = make_autoencoder("AutoencoderKL")
+    assert vae.config.shift_factor is None
+    latents = torch.randn(2, 3, 4, 4)
+    assert torch.equal(scale_latents(vae.config, latents), latents * vae.config.scaling_factor)
+
+
+# -- slices -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size, expected", [((8, 8), 256), ((64, 64), 256), ((128, 128), 64), ((512, 512), 4)])
+def test_a_slice_has_fewer_pictures_the_larger_they_are(size, expected):
+    assert slice_size(size) == expected
+    assert slice_size((4096, 4096)) == 1
+
+
+@torch.no_grad()
+def test_pictures_are_encoded_in_slices_and_give_the_same_latents(dataset, monkeypatch):
+    vqvae, seen = tiny_vqvae(), []
+    whole = encode(vqvae, dataset, flips=False)[:, 0]
+    encoded = VQModel.encode
+    monkeypatch.setattr(VQModel, "encode", lambda self, x, **k: seen.append(len(x)) or encoded(self, x, **k))
+    monkeypatch.setattr(latents_module, "AT_ONCE", 8 * 8 * 8)
+    images = dataset[range(len(dataset))][0]
+    for sliced in (
+        encode(vqvae, dataset, flips=False)[:, 0],
+        encode_together(vqvae, images),
+        encode_batches(vqvae, images.split(20), flips=False)[:, 0],
+    ):
+        torch.testing.assert_close(sliced, whole, rtol=0, atol=1e-5)
+    assert AT_ONCE > 512 and max(seen) == 8 and sum(seen) == 150

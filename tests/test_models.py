@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, VQModel
-from tiny import make_pipeline, seeds
+from tiny import AUTOENCODERS, make_autoencoder, make_pipeline, seeds
 
 from hwdiffusion import InputError
 from hwdiffusion.config import load_preset, parse, preset_names
@@ -17,7 +17,7 @@ from hwdiffusion.models import (
     build_vqvae,
     check_factor,
     latent_shape,
-    load_vqvae,
+    load_autoencoder,
     sampling_scheduler,
     swap_scheduler,
 )
@@ -308,7 +308,7 @@ def trained(tmp_path_factory):
 @torch.no_grad()
 def test_a_trained_vqvae_is_read_from_its_folder_and_from_a_pipelines(trained, name):
     folder, vqvae = trained
-    loaded = load_vqvae(str(folder / name), 1, (8, 12)).eval()
+    loaded = load_autoencoder(str(folder / name), 1, (8, 12)).eval()
     assert loaded.config.scaling_factor == 1.25
     images = torch.randn(2, 1, 8, 12)
     assert torch.equal(loaded(images).sample, vqvae(images).sample)
@@ -317,34 +317,53 @@ def test_a_trained_vqvae_is_read_from_its_folder_and_from_a_pipelines(trained, n
 def test_a_trained_vqvae_that_does_not_fit_the_pictures_is_refused(trained):
     folder, _ = trained
     with pytest.raises(InputError, match="takes pictures of 1 channels, but --image_mode gives 3"):
-        load_vqvae(str(folder / "model"), 3, (8, 8))
+        load_autoencoder(str(folder / "model"), 3, (8, 8))
     with pytest.raises(InputError, match="7 8 is not divisible by the autoencoder's factor 2; use 6 8 or 8 10"):
-        load_vqvae(str(folder / "model"), 1, (7, 8))
+        load_autoencoder(str(folder / "model"), 1, (7, 8))
 
 
 def test_what_holds_no_vqvae_is_refused(trained, tmp_path):
     folder, vqvae = trained
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty holds no VQModel"):
-        load_vqvae(str(tmp_path / "empty"), 1, (8, 8))
+    with pytest.raises(InputError, match="empty holds no autoencoder: none of config.json, vqvae/config.json"):
+        load_autoencoder(str(tmp_path / "empty"), 1, (8, 8))
     build_unet(UNET, (1, 8, 8), 0).save_pretrained(tmp_path / "unet")
-    with pytest.raises(InputError, match="unet holds a UNet2DConditionModel, not a VQModel"):
-        load_vqvae(str(tmp_path / "unet"), 1, (8, 8))
+    with pytest.raises(InputError, match="unet holds a UNet2DConditionModel, not one of VQModel, AutoencoderKL"):
+        load_autoencoder(str(tmp_path / "unet"), 1, (8, 8))
     vqvae.save_config(tmp_path / "weightless")
     with pytest.raises(InputError, match="weightless can't be loaded"):
-        load_vqvae(str(tmp_path / "weightless"), 1, (8, 8))
+        load_autoencoder(str(tmp_path / "weightless"), 1, (8, 8))
     vqvae.save_pretrained(tmp_path / "torn")
     weights = tmp_path / "torn" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="torn can't be loaded"):
-        load_vqvae(str(tmp_path / "torn"), 1, (8, 8))
+        load_autoencoder(str(tmp_path / "torn"), 1, (8, 8))
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(InputError, match="gone can't be loaded"):
-        load_vqvae(str(tmp_path / "gone"), 1, (8, 8))
+        load_autoencoder(str(tmp_path / "gone"), 1, (8, 8))
 
 
 def test_models_are_stock_classes():
     assert type(build_vqvae(VQVAE, 1, (8, 8))) is VQModel
     assert type(build_unet(UNET, (1, 8, 8), 0)) is UNet2DConditionModel
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+@pytest.mark.parametrize("place", ["", "vqvae", "vae"])
+@torch.no_grad()
+def test_every_kind_of_autoencoder_is_loaded_from_its_own_folder_and_from_a_pipelines(name, place, tmp_path):
+    vae = make_autoencoder(name, channels=3)
+    vae.save_pretrained(tmp_path / place)
+    loaded = load_autoencoder(str(tmp_path), 3, (16, 24)).eval()
+    assert type(loaded) is type(vae)
+    shape = latent_shape(loaded, (16, 24))
+    latents = torch.randn(2, *shape)
+    images = loaded.decode(latents).sample
+    assert images.shape == (2, 3, 16, 24)
+    assert torch.equal(images, vae.decode(latents).sample)
+    with pytest.raises(InputError, match="takes pictures of 3 channels, but --image_mode gives 1"):
+        load_autoencoder(str(tmp_path), 1, (16, 24))
+    with pytest.raises(InputError, match="not divisible by the autoencoder's factor 2"):
+        load_autoencoder(str(tmp_path), 3, (15, 24))

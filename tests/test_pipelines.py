@@ -21,10 +21,27 @@ from diffusers import (
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
-from tiny import KINDS, NAMES, PREDICTION_TYPES, ask, make_classifier, make_pipeline, make_unet, seeds
+from tiny import (
+    AUTOENCODERS,
+    KINDS,
+    NAMES,
+    PREDICTION_TYPES,
+    ask,
+    make_autoencoder,
+    make_classifier,
+    make_pipeline,
+    make_unet,
+    seeds,
+)
 
 from hwdiffusion.models import build_unet
-from hwdiffusion.pipelines import ClassConditionalPipeline, label_ids, label_tokens, unet_conditioning
+from hwdiffusion.pipelines import (
+    ClassConditionalPipeline,
+    class_conditional,
+    label_ids,
+    label_tokens,
+    unet_conditioning,
+)
 from hwdiffusion.schedulers import AnnealedLangevinScheduler
 
 
@@ -652,6 +669,52 @@ def test_attention_slicing_and_offloading_draw_the_same(kind):
     cpu = torch.device("cpu")
     pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
     torch.testing.assert_close(run(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+@torch.no_grad()
+def test_every_kind_of_autoencoder_encodes_varies_and_decodes(name, tmp_path):
+    vae = make_autoencoder(name)
+    vae.register_to_config(scaling_factor=0.7, **({} if name == "VQModel" else {"shift_factor": 0.3}))
+    plain = make_pipeline()
+    pipe = ClassConditionalPipeline(make_unet("latent", (3, 8, 8)), plain.scheduler, vae, id2label=NAMES,
+                                    has_null_label=True, prediction_type="v_prediction")  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    pictures = torch.rand(2, 1, 16, 16) * 2 - 1
+    encoded = vae.encode(pictures)
+    raw = encoded.latent_dist.mean if name == "AutoencoderKL" else encoded.latents
+    shift = 0.0 if name == "VQModel" else 0.3
+    torch.testing.assert_close(pipe.encode_images(pictures), (raw - shift) * 0.7)
+    torch.testing.assert_close(pipe.decode_latents((raw - shift) * 0.7), vae.decode(raw).sample, rtol=0, atol=1e-4)
+
+    kept = pipe(labels=[1, 2], image=pictures / 2 + 0.5, strength=0.0, output_type="pt").images
+    torch.testing.assert_close(kept, (vae.decode(raw).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-4)
+    drawn = pipe(labels=[1], num_inference_steps=3, generator=seeds(0), output_type="pt").images
+    pipe.save_pretrained(tmp_path)
+    again = ClassConditionalPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(again(labels=[1], num_inference_steps=3, generator=seeds(0), output_type="pt").images, drawn)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(pipe(labels=[1], num_inference_steps=3, generator=seeds(0), output_type="pt").images, drawn)
+    pipe.remove_all_hooks()
+    half = pipe.to(torch.bfloat16)(labels=[1], num_inference_steps=3, generator=seeds(0), output_type="pt").images
+    assert half.isfinite().all() and half.shape == drawn.shape
+
+
+def test_a_unet_and_an_autoencoder_of_other_channels_are_refused():
+    with pytest.raises(ValueError, match="works on 2 channels, but the AutoencoderKL's latents have 3"):
+        ClassConditionalPipeline(make_unet("latent", (2, 8, 8)), DDIMScheduler(), make_autoencoder("AutoencoderKL"))
+
+
+@torch.no_grad()
+def test_many_latents_are_decoded_in_slices(monkeypatch):
+    pipe, latents, seen = make_pipeline(), torch.randn(11, 2, 8, 8), []
+    whole = pipe.decode_latents(latents)
+    decode = pipe.vqvae.decode
+    monkeypatch.setattr(pipe.vqvae, "decode", lambda some: seen.append(len(some)) or decode(some))
+    monkeypatch.setattr(class_conditional, "DECODED_AT_ONCE", 4 * 16 * 16)
+    torch.testing.assert_close(pipe.decode_latents(latents), whole, rtol=0, atol=1e-5)
+    assert seen == [4, 4, 3]
 
 
 def test_layerwise_casting_stores_the_unet_in_8_bits():

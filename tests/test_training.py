@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,13 @@ from diffusers import VQModel
 from PIL import Image
 from running import MAIN, ROOT, TINY_PRESET, assert_identical, command, curves, final_state, signal_once, write_preset
 from test_pipelines import run_without_the_package
+from tiny import AUTOENCODERS, make_autoencoder, seeds
 from transformers import ResNetConfig, ResNetModel
 
-from hwdiffusion import cli
+from hwdiffusion import cli, labels
 from hwdiffusion.checkpoints import find_checkpoints, flaw_of
+from hwdiffusion.config import parse
+from hwdiffusion.data import load_data, to_model_range
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm, train_vqgan
@@ -67,6 +71,119 @@ def test_a_given_autoencoder_is_taken_and_kept(preset, tmp_path):
     assert not (run / "first-stage").exists()
     ours, theirs = VQModel.from_pretrained(run, subfolder="vqvae"), VQModel.from_pretrained(tmp_path / "vq")
     assert_identical(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+@pytest.mark.parametrize("scaling", ["measured", "config"])
+def test_every_kind_of_autoencoder_trains_a_unet_and_draws_without_the_package(name, scaling, preset, tmp_path):
+    make_autoencoder(name).save_pretrained(tmp_path / "vae")
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--vae", str(tmp_path / "vae"), "--output_dir", str(run), "--max_train_steps", "6"]
+    assert train_ldm.main([*argv, "--latent_scaling", scaling]) == 0
+    pipe = ClassConditionalPipeline.from_pretrained(run)
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe.vqvae).__name__ == name
+    images = pipe(labels=[3, 8], generator=seeds(0, 1), output_type="pt").images
+    assert images.shape == (2, 1, 16, 16)
+    if scaling == "config":
+        assert pipe.vqvae.config.scaling_factor == make_autoencoder(name).config.scaling_factor
+        return
+    # latents of the training pictures, as the pipeline sees them
+    data = load_data(parse("train_ldm", argv).args)
+    latents = pipe.encode_images(to_model_range(data.train.images))
+    assert latents.mean().abs() < 0.02 and latents.std().item() == pytest.approx(1, abs=0.02)
+    theirs = run_without_the_package(run, tmp_path / "again", tmp_path / "cache", labels=("3", 8))
+    assert torch.equal(theirs["images"], images)
+
+
+def test_a_first_stage_reports_what_it_gives_back_and_warns_of_unused_codes(preset, tmp_path, capsys):
+    argv = ["--preset", preset, "--max_train_steps", "8", "--vqvae.num_vq_embeddings", "64"]
+    judge = [*argv[:4], "--output_dir", str(tmp_path / "judge"), "--pretext", "rotation"]
+    assert train_classifier.main(judge) == 0
+    run, flags = tmp_path / "run", ["--evaluation_steps", "4", "--evaluation_classifier", str(tmp_path / "judge")]
+    assert train_vqgan.main([*argv, *flags, "--output_dir", str(run)]) == 0
+    assert "warning" not in capsys.readouterr().out
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines if "eval_psnr" in line] == [4, 8]
+    assert {"eval_ssim", "eval_codebook_used", "eval_codebook_perplexity", "eval_frechet_distance"} <= lines[-1].keys()
+    assert {"mse_loss", "l1_loss", "codebook_loss", "generator_loss", "discriminator_loss"} <= lines[-1].keys()
+    assert sorted(path.stem for path in (run / "samples").iterdir()) == ["step-4", "step-8"]
+    assert not (run / "best").exists()
+
+    # codes so far away that none is chosen, which a restart would cure
+    collapsing = ["--codebook_restart_steps", "0", "--commitment_beta", "0", "--learning_rate", "0.3"]
+    assert train_vqgan.main([*argv, *collapsing, "--output_dir", str(tmp_path / "collapsed")]) == 0
+    said = capsys.readouterr().out
+    assert "warning: the validation pictures use" in said and "(--codebook_restart_steps 100)" in said
+    figures = [read_metrics(tmp_path / name / "metrics.jsonl")[-1] for name in ("run", "collapsed")]
+    used = [line["eval_codebook_used"] / line["eval_codebook_possible"] for line in figures]
+    assert used[0] > 0.5 > used[1]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--codebook_init", "kmeans", "--codebook_update", "ema", "--rotation_trick", "true"],
+        ["--entropy_weight", "0.1", "--discriminator_warmup", "0.5", "--adaptive_weight_max", "2"],
+    ],
+    ids=" ".join,
+)
+def test_every_way_to_train_a_codebook_lowers_the_error(flags, preset, tmp_path):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--max_train_steps", "80", "--learning_rate", "3e-3"]
+    assert train_vqgan.main([*argv, *flags]) == 0
+    lines = read_metrics(run / "metrics.jsonl")
+    errors = [line["mse_loss"] for line in lines]
+    assert np.mean(errors[-15:]) < 0.8 * np.mean(errors[:15])
+    if "--entropy_weight" in flags:
+        assert all(np.isfinite(line["entropy_loss"]) for line in lines)
+        weights = [line["adaptive_weight"] for line in lines if "adaptive_weight" in line]
+        assert len(weights) == 64 and weights[0] <= 0.5 * 2 / 41 and max(weights) <= 0.5 * 2  # weight, cap, warm-up
+    stored = VQModel.from_pretrained(run)
+    assert stored.quantize.embedding.weight.requires_grad
+
+
+def test_gradient_checkpointing_trains_the_same_model(preset, tmp_path):
+    for name, flags in (("plain", []), ("checkpointed", ["--gradient_checkpointing", "true"])):
+        argv = ["--preset", preset, "--output_dir", str(tmp_path / name), "--max_train_steps", "4"]
+        assert train_ddpm.main([*argv, *flags]) == 0
+    assert_identical(final_state(tmp_path / "checkpointed")["models"], final_state(tmp_path / "plain")["models"])
+
+
+def dtypes_in(state) -> set:
+    if isinstance(state, torch.Tensor):
+        return {state.dtype}
+    inner = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return set().union(*map(dtypes_in, inner))
+
+
+def test_adam_of_8_bits_trains_and_continues_where_it_was(preset, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    argv = ["--preset", preset, "--use_8bit_adam", "true", "--max_train_steps", "12", "--learning_rate", "3e-3"]
+    wide = ["--vqvae.num_vq_embeddings", "4096", "--codebook_restart_steps", "3"]  # few parameters stay in 32 bits
+    for name in ("whole", "parts"):
+        assert train_vqgan.main([*argv, *wide, "--output_dir", str(tmp_path / name)]) == 0
+    assert torch.uint8 in dtypes_in(final_state(tmp_path / "whole")["models"]["vqvae"]["optimizer"])
+    errors = curves(tmp_path / "whole" / "metrics.jsonl")
+    assert errors[-3:].mean() < errors[:3].mean()
+    shutil.rmtree(tmp_path / "parts" / "checkpoint-12")
+    assert train_vqgan.main([*argv, *wide, "--output_dir", str(tmp_path / "parts")]) == 0  # from step 8
+    np.testing.assert_allclose(curves(tmp_path / "parts" / "metrics.jsonl"), errors, rtol=1e-5)
+
+
+def test_rare_classes_are_shown_more_often(tmp_path, monkeypatch):
+    for index in range(48):
+        path = tmp_path / "pictures" / ("cat" if index % 8 else "dog") / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (16, 16), dtype=np.uint8)).save(path)
+    preset = write_preset(tmp_path / "p.yaml", {**TINY_PRESET, "label_dropout": 0.0, "guidance_scale": 1.0})
+    seen = []
+    monkeypatch.setattr(labels, "drop_labels", lambda tokens, *_: seen.append(tokens[:, 0, 1].mean()) or tokens)
+    for balance in ("0", "1"):
+        argv = ["--preset", preset, "--train_data_dir", str(tmp_path / "pictures"), "--class_balance", balance]
+        assert train_ddpm.main([*argv, "--output_dir", str(tmp_path / balance), "--max_train_steps", "24"]) == 0
+    plain, balanced = (np.mean(seen[start : start + 24]) for start in (0, 24))
+    assert plain < 0.2 and balanced == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize("conditioning", ["projection", "tokens", "unconditional"])

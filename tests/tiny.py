@@ -2,7 +2,7 @@
 
 import torch
 from conftest import PROJECTION, TINY_UNET, TINY_VQVAE, TOKENS
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from transformers import ResNetForImageClassification
 
 from hwdiffusion.models import build_classifier, build_unet, build_vqvae, latent_shape
@@ -10,8 +10,29 @@ from hwdiffusion.pipelines import ClassConditionalPipeline, noise_schedule
 
 
 NAMES = {0: "cat", 1: "dog", 2: "wild"}
+AUTOENCODERS = ("VQModel", "AutoencoderKL", "AutoencoderTiny")
 KINDS = ("pixel", "latent", "tokens", "unconditional", "odd")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+def make_autoencoder(name: str, channels: int = 1, seed: int = 0):
+    """One of `AUTOENCODERS` with random weights; its latents are half as high and wide, and off centre."""
+    torch.manual_seed(seed)
+    shared = {"in_channels": channels, "out_channels": channels, "latent_channels": 3}
+    if name == "AutoencoderTiny":
+        blocks = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+        return AutoencoderTiny(**shared, **blocks, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()
+    if name == "AutoencoderKL":
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        vae = AutoencoderKL(**shared, **blocks, block_out_channels=(8, 16), norm_num_groups=4).eval()
+        with torch.no_grad():
+            vae.quant_conv.bias[:3] += 2.0
+        return vae
+    vqvae = build_vqvae({**TINY_VQVAE, "latent_channels": 3}, channels, (16, 16)).eval()
+    with torch.no_grad():
+        vqvae.quantize.embedding.weight.normal_().add_(2.0)
+        vqvae.quant_conv.bias += 2.0
+    return vqvae
 
 
 def make_unet(kind: str, shape=(1, 8, 8), seed: int = 0):

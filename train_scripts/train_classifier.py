@@ -31,9 +31,9 @@ def train(config: Config, data=None) -> Path:
     from hwdiffusion.hub import push, write_classifier_card
     from hwdiffusion.latents import LatentDataset, cached_latents
     from hwdiffusion.metrics import wilson_interval
-    from hwdiffusion.models import build_classifier, build_noise_scheduler, latent_shape, load_vqvae
+    from hwdiffusion.models import build_classifier, build_noise_scheduler, latent_shape, load_autoencoder
     from hwdiffusion.objectives import add_noise, draw_timesteps, prediction_type_of
-    from hwdiffusion.pipelines import classifier_inputs, noise_schedule
+    from hwdiffusion.pipelines import classifier_inputs, noise_schedule, raw_latents, scale_latents
     from hwdiffusion.randomness import Draws
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
@@ -46,7 +46,7 @@ def train(config: Config, data=None) -> Path:
         raise InputError("--vqvae caches the latents of all pictures, which --streaming is not for; leave one out")
     noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent)
     channels, size = image_channels(args), image_size(args)
-    vqvae = load_vqvae(args.vqvae, channels, size) if latent else None
+    vqvae = load_autoencoder(args.vqvae, channels, size) if latent else None
     data = load_data(args) if data is None else data
     rotation = args.pretext == "rotation" or (args.pretext == "auto" and len(data.id2label) < 2)
     if rotation and latent:
@@ -89,7 +89,7 @@ def train(config: Config, data=None) -> Path:
     def to_inputs(stored, labels, draws, augmented):
         """What the classifier sees, `(B, C, *input_size)`, and what it should say, `(B,)`."""
         if stored.ndim == 5:  # latents (B, 1, C, h, w)
-            sample = stored[:, 0] * vqvae.config.scaling_factor  # as sampling does
+            sample = scale_latents(vqvae.config, stored[:, 0])  # as sampling does
         else:
             sample = to_model_range(stored)
             if augmented and args.random_flip:
@@ -116,7 +116,7 @@ def train(config: Config, data=None) -> Path:
             images, labels = data.validation[places]
             stored = images.to(trainer.device)
             if latent:
-                stored = vqvae.encode(to_model_range(stored)).latents[:, None]
+                stored = raw_latents(vqvae, to_model_range(stored))[:, None]
             draws = Draws(args.seed, 0, places.to(trainer.device))
             inputs, targets = to_inputs(stored, labels.to(trainer.device), draws, augmented=False)
             right += (stock(pixel_values=inputs).logits.argmax(dim=1) == targets).sum().item()

@@ -67,6 +67,8 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, ju
     unet_config, num_classes = unet.config, num_label_classes(unet.config)
     if data.id2label and not num_classes:
         trainer.print(f"the UNet takes no labels: the {len(data.id2label)} classes are not used")
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     unet = trainer.add_model("unet", unet, args.learning_rate)
 
     def rank(measured) -> float:

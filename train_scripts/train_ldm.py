@@ -20,16 +20,16 @@ def train(config: Config) -> Path:
 
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
     from hwdiffusion.judge import TrainingJudge
-    from hwdiffusion.latents import LatentDataset, cached_latents, encode_batches, measure_scaling_factor
+    from hwdiffusion.latents import LatentDataset, cached_latents, encode_batches, standardised
     from hwdiffusion.models import (
         build_noise_scheduler,
         build_unet,
         build_vqvae,
         check_inference_steps,
         latent_shape,
-        load_vqvae,
+        load_autoencoder,
     )
-    from hwdiffusion.pipelines import num_label_classes
+    from hwdiffusion.pipelines import num_label_classes, raw_latents, scale_latents
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
@@ -45,10 +45,12 @@ def train(config: Config) -> Path:
     check_inference_steps(noise_scheduler, args.num_inference_steps)
     channels, size = image_channels(args), image_size(args)
     if first_stage is None:
-        vqvae = load_vqvae(args.vqvae, channels, size)
+        vqvae = load_autoencoder(args.vqvae, channels, size)
     else:
         vqvae = build_vqvae(config.sections["vqvae"], channels, size)
     data = load_data(args)
+    if first_stage is not None:
+        train_vqgan.build_helpers(first_stage, data)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
     judge = None
     if args.evaluation_steps is not None:
@@ -59,7 +61,7 @@ def train(config: Config) -> Path:
     if first_stage is not None:
         train_vqgan.train(first_stage, data)
         if not args.dry_run:
-            vqvae = load_vqvae(first_stage.args.output_dir, channels, size)
+            vqvae = load_autoencoder(first_stage.args.output_dir, channels, size)
     trainer = Trainer(config, len(data.train))
     trainer.print(data.summary())
     vqvae.to(trainer.device).eval().requires_grad_(False)
@@ -72,16 +74,20 @@ def train(config: Config) -> Path:
     else:
         dataset = cached_latents(vqvae, data.train, args.random_flip, output_dir / "latents.safetensors")
         measured = dataset.latents
-    scaling_factor = measure_scaling_factor(measured)
-    vqvae.register_to_config(scaling_factor=scaling_factor)
+    given, moved = vqvae, torch.zeros(1)
+    if args.latent_scaling == "measured":
+        vqvae, moved = standardised(given, measured)
+    moved = moved.to(trainer.device)
 
     def to_sample(stored, draws):  # latents (B, F, C, h, w), F = 2 with mirrored pictures; or pictures (B, C, H, W)
         if args.streaming:
             chosen = draws.uniform("flip") < 0.5 * args.random_flip
             with torch.no_grad():
-                return vqvae.encode(flip(to_model_range(stored), chosen)).latents.float() * scaling_factor
-        view = (draws.uniform("flip") * stored.shape[1]).long()
-        return stored[torch.arange(len(stored), device=stored.device), view] * scaling_factor
+                latents = raw_latents(given, flip(to_model_range(stored), chosen)).float()
+        else:
+            view = (draws.uniform("flip") * stored.shape[1]).long()
+            latents = stored[torch.arange(len(stored), device=stored.device), view]
+        return scale_latents(vqvae.config, latents - moved)
 
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))

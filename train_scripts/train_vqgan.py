@@ -7,7 +7,6 @@ accelerate launch train_scripts/train_vqgan.py --preset mnist-ldm --train_data_d
 import sys
 from pathlib import Path
 
-from hwdiffusion import InputError
 from hwdiffusion.config import Config, run_script
 
 
@@ -18,18 +17,20 @@ def train(config: Config, data=None) -> Path:
         config: of this script.
         data: the pictures, if they were loaded before.
     """
+    from functools import partial
+
     import torch
     import torch.nn.functional as F
     from accelerate.utils import set_seed
 
     from hwdiffusion import adversarial, figures
-    from hwdiffusion.codebook import Codebook
+    from hwdiffusion.codebook import Codebook, advice
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
-    from hwdiffusion.latents import centred, encode_batches
-    from hwdiffusion.models import build_vqvae
+    from hwdiffusion.latents import centred, encode_batches, encode_together
+    from hwdiffusion.models import build_vqvae, latent_shape
     from hwdiffusion.randomness import Draws
     from hwdiffusion.run_folder import check_run, prepare_output_dir
-    from hwdiffusion.trainer import Trainer
+    from hwdiffusion.trainer import Evaluation, Trainer
 
     args = config.args
     check_run(config)
@@ -37,7 +38,7 @@ def train(config: Config, data=None) -> Path:
     channels = image_channels(args)
     set_seed(args.seed)
     vqvae = build_vqvae(config.sections["vqvae"], channels, image_size(args))
-    perceptual_loss = build_perceptual_loss(args)
+    perceptual_loss, judge = build_helpers(config, data)
 
     prepare_output_dir(config)
     trainer = Trainer(config, len(data.train))
@@ -45,12 +46,20 @@ def train(config: Config, data=None) -> Path:
     if isinstance(perceptual_loss, torch.nn.Module):
         perceptual_loss.to(trainer.device)
     vqvae.to(trainer.device)
-    codebook = Codebook(vqvae, args.commitment_beta, trainer.accelerator.gather)
+    codebook = Codebook(
+        vqvae,
+        args.commitment_beta,
+        args.codebook_update,
+        args.codebook_ema_decay,
+        args.rotation_trick,
+        trainer.accelerator.gather,
+    )
     trainer.add_state("codebook", codebook)
-    first = data.train.starting_pictures(256, args.seed)
-    with torch.no_grad():
-        latents = vqvae.encode(to_model_range(first.to(trainer.device))).latents
-    codebook.start(latents, Draws(args.seed, 0, torch.zeros(1, device=trainer.device)))
+    # pictures with some four latents a code: those that it starts on, and those that dead codes restart on
+    _, height, width = latent_shape(vqvae, image_size(args))
+    some = data.train.starting_pictures(max(256, -(-4 * codebook.size // (height * width))), args.seed)
+    draws = Draws(args.seed, 0, torch.zeros(1, device=trainer.device))
+    codebook.start(encode_together(vqvae, some), draws, args.codebook_init == "kmeans")
 
     vqvae = trainer.add_model("vqvae", vqvae, args.learning_rate)
     stock = trainer.unwrap("vqvae")
@@ -75,7 +84,14 @@ def train(config: Config, data=None) -> Path:
         pairs = torch.stack([images, stock(images).sample], dim=1).flatten(0, 1)  # a picture beside its reconstruction
         return figures.image_grid(figures.to_pil(pairs), columns=8)
 
-    for batch in trainer.batches(data.train, save, preview):
+    def measure():
+        measured = judge(stock)
+        cure = advice(measured["eval_codebook_used"], measured["eval_codebook_possible"], args)
+        if cure is not None:
+            trainer.print(f"warning: {cure}")
+        return measured
+
+    for batch in trainer.batches(data.train, save, preview, Evaluation(args.evaluation_steps, measure)):
         images = to_model_range(batch.data[0])
         if args.random_flip:
             images = flip(images, batch.draws.uniform("flip") < 0.5)
@@ -88,13 +104,23 @@ def train(config: Config, data=None) -> Path:
             reconstruction_loss = reconstruction_loss + args.perceptual_weight * perceptual
             trainer.log(perceptual_loss=perceptual)
         loss = reconstruction_loss + args.codebook_weight * codebook_loss.float()
+        if args.entropy_weight > 0:
+            entropy = codebook.entropy_loss()
+            loss = loss + args.entropy_weight * entropy
+            trainer.log(entropy_loss=entropy)
 
-        if args.discriminator_weight > 0 and batch.step >= trainer.step_at(args.discriminator_start):
+        begin, length = trainer.step_at(args.discriminator_start), trainer.step_at(args.discriminator_warmup)
+        if args.discriminator_weight > 0 and batch.step >= begin:
             frozen.requires_grad_(False)
             generator_loss = adversarial.generator_loss(frozen(reconstruction))
             weight = args.discriminator_weight * adversarial.adaptive_weight(
-                reconstruction_loss, generator_loss, stock.decoder.conv_out.weight, trainer.mean_over_processes
+                reconstruction_loss,
+                generator_loss,
+                stock.decoder.conv_out.weight,
+                trainer.mean_over_processes,
+                args.adaptive_weight_max,
             )
+            weight = weight * min(1.0, (batch.step - begin + 1) / (length + 1))
             loss = loss + weight * generator_loss
             trainer.update("vqvae", loss)
 
@@ -106,31 +132,34 @@ def train(config: Config, data=None) -> Path:
         else:
             trainer.update("vqvae", loss)
 
-        trainer.log(mse_loss=mse, codebook_loss=codebook_loss)
+        if trainer.ends_interval(1):
+            codebook.update()
+        trainer.log(mse_loss=mse, l1_loss=l1, codebook_loss=codebook_loss)
         if trainer.ends_interval(args.codebook_restart_steps):
             trainer.log(codebook_usage=codebook.usage(), codebook_perplexity=codebook.perplexity())
             if batch.step < trainer.step_at(args.codebook_restart_until):
                 average = trainer.average("vqvae", codebook.vectors)
-                codebook.restart(batch.draws, trainer.optimizer("vqvae"), average)
+                latents = partial(encode_together, stock, some)
+                restarted = codebook.restart(batch.draws, trainer.optimizer("vqvae"), average, latents)
+                trainer.log(codebook_restarted=float(restarted))
             codebook.reset()
     return trainer.output_dir
 
 
-def build_perceptual_loss(args):
-    """The perceptual loss that the arguments ask for, as a function of two pictures in [-1, 1], or `None`."""
-    from hwdiffusion.adversarial import FeatureLoss, laplacian_pyramid_loss
+def build_helpers(config: Config, data) -> tuple:
+    """The perceptual loss, or `None`, and the judge of reconstructions that a configuration asks for.
 
-    if args.perceptual_weight == 0:
-        return None
-    if args.perceptual_model is None:
-        return laplacian_pyramid_loss
-    from transformers import AutoModel
+    Raises:
+        InputError: a model can't be had, or doesn't fit the pictures.
+    """
+    from hwdiffusion.data import image_channels
+    from hwdiffusion.perceptual import build_perceptual_loss
+    from hwdiffusion.reconstruction import ReconstructionJudge
 
-    try:
-        return FeatureLoss(AutoModel.from_pretrained(args.perceptual_model))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--perceptual_model {args.perceptual_model} can't be loaded: {reason}") from error
+    args, perceptual_loss = config.args, None
+    if args.perceptual_weight > 0:
+        perceptual_loss = build_perceptual_loss(args.perceptual_model, image_channels(args))
+    return perceptual_loss, ReconstructionJudge(data.validation, args.evaluation_classifier)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,109 @@
+"""How alike two pictures look: perceptual losses, of which the default needs no download."""
+
+import importlib
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from hwdiffusion import InputError
+
+
+PerceptualLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def build_perceptual_loss(name: str | None, channels: int) -> PerceptualLoss:
+    """A function of two batches of pictures `(B, C, H, W)` in [-1, 1] that gives a scalar.
+
+    Args:
+        name: `None` for the Laplacian pyramid, `lpips`, `MODULE:NAME`, or an image model of transformers.
+        channels: of the pictures.
+
+    Raises:
+        InputError: it can't be had.
+    """
+    if name is None:
+        return laplacian_pyramid_loss
+    try:
+        if name == "lpips":
+            return LPIPSLoss()
+        if ":" in name:
+            return _of_users(name)
+        from transformers import AutoModel
+
+        model = AutoModel.from_pretrained(name)
+        if getattr(model.config, "num_channels", channels) not in (channels, 3):
+            raise ValueError(f"it takes pictures of {model.config.num_channels} channels, but there are {channels}")
+        return FeatureLoss(model)
+    except Exception as error:  # whatever a library or the user's module trips over
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--perceptual_model {name} can't be loaded: {reason}") from error
+
+
+def _of_users(name: str) -> PerceptualLoss:
+    module, attribute = name.split(":", 1)
+    sys.path.insert(0, "")  # where the command is given
+    try:
+        made = getattr(importlib.import_module(module), attribute)()
+    finally:
+        sys.path.remove("")
+    if not callable(made):
+        raise ValueError(f"{attribute}() gives a {type(made).__name__}, which can't be called with two pictures")
+    return made.eval().requires_grad_(False) if isinstance(made, nn.Module) else made
+
+
+def laplacian_pyramid_loss(reconstruction: torch.Tensor, images: torch.Tensor, levels: int = 3) -> torch.Tensor:
+    """Lap1 (Bojanowski et al. 2018, section 3.3): absolute differences of Laplacian pyramids, coarse levels counting
+    more, Σ 4^j |L_j(x) - L_j(y)| over the level's share of pixels; sharper edges than the pixels' own error. A scalar.
+    """
+    loss = images.new_zeros(())
+    difference = reconstruction - images  # the pyramid is linear
+    for _ in range(levels):
+        if min(difference.shape[-2:]) < 2:
+            break
+        coarse = F.avg_pool2d(difference, 2, ceil_mode=True, count_include_pad=False)
+        band = difference - F.interpolate(coarse, size=difference.shape[-2:], mode="bilinear", align_corners=False)
+        loss = loss + band.abs().mean()
+        difference = coarse
+    return loss + difference.abs().mean()
+
+
+class FeatureLoss(nn.Module):
+    """Squared differences of the normalised hidden states of a `transformers` image model (as LPIPS without weights:
+    Zhang et al. 2018, eq. 1); a scalar."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+
+    def forward(self, reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        loss = images.new_zeros(())
+        states = [self._states(batch) for batch in (reconstruction, images)]
+        for ours, theirs in zip(*states):
+            channel = 1 if ours.ndim == 4 else -1  # (B, C, h, w) of a network with convolutions, (B, N, C) of a ViT
+            difference = F.normalize(ours, dim=channel) - F.normalize(theirs, dim=channel)
+            loss = loss + difference.pow(2).sum(dim=channel).mean()
+        return loss / len(states[0])
+
+    def _states(self, images):
+        channels = self.model.config.num_channels
+        images = images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images
+        return self.model(pixel_values=images, output_hidden_states=True).hidden_states
+
+
+class LPIPSLoss(nn.Module):
+    """LPIPS (Zhang et al. 2018) by the package `lpips`, which downloads VGG-16's weights; a scalar."""
+
+    def __init__(self):
+        super().__init__()
+        try:
+            from lpips import LPIPS
+        except ImportError as error:
+            raise ValueError("it needs `pip install lpips`") from error
+        self.model = LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+
+    def forward(self, reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        # one channel is seen as three
+        return self.model(*(batch.expand(-1, 3, -1, -1) for batch in (reconstruction, images))).mean()
