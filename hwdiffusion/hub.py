@@ -128,7 +128,7 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
     """Write `README.md` into the run folder: what the model is, how to load it, what it was trained on and how."""
     args, output_dir = config.args, Path(config.args.output_dir)
     names = list(pipeline.id2label.values())
-    space = "pixels" if pipeline.vqvae is None else "the latent space of a VQModel"
+    space = "pixels" if pipeline.vqvae is None else f"the latent space of its {type(pipeline.vqvae).__name__}"
     kind = (
         f"A class-conditional diffusion model of {len(names)} classes" if names else "An unconditional diffusion model"
     )
