@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -367,3 +368,22 @@ def test_every_kind_of_autoencoder_is_loaded_from_its_own_folder_and_from_a_pipe
         load_autoencoder(str(tmp_path), 1, (16, 24))
     with pytest.raises(InputError, match="not divisible by the autoencoder's factor 2"):
         load_autoencoder(str(tmp_path), 3, (15, 24))
+
+
+@torch.no_grad()
+def test_weights_in_torchs_own_format_are_read_as_tensors_and_nothing_else_is_unpickled(trained, tmp_path):
+    """As older repositories of the Hub have them, CompVis/ldm-celebahq-256 for one."""
+    _, vqvae = trained
+    vqvae.save_pretrained(tmp_path / "vqvae", safe_serialization=False)
+    (weights,) = (tmp_path / "vqvae").glob("*.bin")
+    images = torch.randn(2, 1, 8, 12)
+    assert torch.equal(load_autoencoder(str(tmp_path), 1, (8, 12)).eval()(images).sample, vqvae(images).sample)
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"encoder.conv_in.weight": Trap()}, weights)
+    with pytest.raises(InputError, match="can't be loaded"):
+        load_autoencoder(str(tmp_path), 1, (8, 12))
+    assert not (tmp_path / "sprung").exists()

@@ -92,8 +92,9 @@ def test_every_kind_of_autoencoder_trains_a_unet_and_draws_without_the_package(n
     data = load_data(parse("train_ldm", argv).args)
     latents = pipe.encode_images(to_model_range(data.train.images))
     assert latents.mean().abs() < 0.02 and latents.std().item() == pytest.approx(1, abs=0.02)
-    theirs = run_without_the_package(run, tmp_path / "again", tmp_path / "cache", labels=("3", 8))
-    assert torch.equal(theirs["images"], images)
+    if name == "AutoencoderKL":  # a VQModel's is tried above; to start another process takes its time
+        theirs = run_without_the_package(run, tmp_path / "again", tmp_path / "cache", labels=("3", 8))
+        assert torch.equal(theirs["images"], images)
 
 
 def test_a_first_stage_reports_what_it_gives_back_and_warns_of_unused_codes(preset, tmp_path, capsys):
@@ -405,6 +406,29 @@ def test_two_processes_train_as_one_with_the_same_global_batch(preset, tmp_path)
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=2e-4)
     one, two = (np.asarray(Image.open(tmp_path / name / "samples.png")).astype(float) for name in ("one", "two"))
     assert one.shape == two.shape and np.abs(one - two).mean() < 3
+
+
+def test_two_processes_share_a_moving_average_codebook_and_measure_as_one(preset, tmp_path):
+    options = ["--preset", preset, "--max_train_steps", "12", "--evaluation_steps", "6", "--codebook_update", "ema"]
+    options += ["--codebook_init", "kmeans", "--codebook_ema_decay", "0.9", "--discriminator_weight", "0"]
+    two = [str(ROOT / "train_scripts" / "train_vqgan.py"), *options, "--train_batch_size", "8"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    argv = [*LAUNCH_TWO, *two, "--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one = ["--train_batch_size", "16", "--output_dir", str(tmp_path / "one")]
+    assert train_vqgan.main([*options, *one]) == 0
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert "eval_psnr" in lines[0][5] and len(lines[0]) == len(lines[1]) == 12
+    for ours, theirs in zip(*lines):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            if name.startswith(("eval_codebook", "codebook_usage", "codebook_perplexity", "codebook_restarted")):
+                assert theirs[name] == pytest.approx(ours[name], rel=0.1, abs=1), name  # a near code or another
+            elif name.endswith(("psnr", "ssim", "mse_loss")):
+                assert theirs[name] == pytest.approx(ours[name], rel=5e-3), name
+    states = [final_state(tmp_path / name)["states"]["codebook"] for name in ("one", "two")]
+    assert states[1]["ema_counts"].sum().item() == pytest.approx(states[0]["ema_counts"].sum().item(), rel=1e-3)
 
 
 def test_two_processes_told_to_stop_save_together_and_stop(preset, tmp_path):
