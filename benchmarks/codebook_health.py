@@ -4,12 +4,13 @@
     python benchmarks/codebook_health.py --train_data_dir AFHQ --preset afhq-ldm-cpu --max_train_steps 400
     python benchmarks/codebook_health.py --train_data_dir MNIST --preset mnist-ldm --max_train_steps 400
 
-Every row has the same architecture with `--codes` codes, the same first weights, pictures, order, batches, losses,
-optimizer and number of steps. The first row is a plain loop over a stock `VQModel`; the others are runs of
-train_vqgan.py, and differ in what is written in their first column. Everything is measured on all validation
-pictures, after the training: `possible` is the number of codes, or of latents where those are fewer. Runs that are
-there already, in the folder OUTPUT, are continued or taken as they are. The table is `OUTPUT.md`, the figures
-`OUTPUT.json`.
+Every row has the same architecture with `--codes` codes, the same first weights of all else, pictures, order, batches,
+losses, optimizer, schedule, averaging of weights and number of steps, in float32 on the CPU. The first row is a plain
+loop over a stock `VQModel`, with diffusers' first codes and its weight of the commitment (4 where the paper has 1/4);
+the others are runs of train_vqgan.py, and differ in what is written in their first column. Everything is measured on
+all validation pictures, with averaged weights, after the training: `possible` is how many codes they would choose if
+all were chosen alike. Runs that are there already, in the folder OUTPUT, are continued or taken as they are. The table
+is `OUTPUT.md`, the figures `OUTPUT.json`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from diffusers import VQModel
 from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from hwdiffusion.config import parse
@@ -54,7 +56,7 @@ def main():
     parser.add_argument("--codebook_restart_steps", type=int, default=50)
     parser.add_argument("--rows", nargs="*", choices=[STOCK, *OURS], default=[STOCK, *OURS])
     parser.add_argument("--output", type=Path, default=Path("codebook-health"))
-    args, more = parser.parse_known_args()  # more are flags of train_vqgan.py
+    args = parser.parse_args()
 
     results = []
     for name in args.rows:
@@ -62,7 +64,7 @@ def main():
         argv = ["--preset", args.preset, "--train_data_dir", args.train_data_dir, "--output_dir", str(folder)]
         argv += ["--vqvae.num_vq_embeddings", str(args.codes), "--max_train_steps", str(args.max_train_steps)]
         argv += ["--codebook_restart_steps", str(args.codebook_restart_steps), "--discriminator_weight", "0"]
-        config = parse("train_vqgan", [*argv, *OURS.get(name, []), *more])
+        config = parse("train_vqgan", [*argv, *OURS.get(name, [])])
         data = load_data(config.args)
         if name == STOCK:
             vqvae = plain_loop(config, data)
@@ -93,7 +95,8 @@ def plain_loop(config, data) -> VQModel:
     args = config.args
     set_seed(args.seed)
     vqvae = build_vqvae(config.sections["vqvae"], image_channels(args), image_size(args)).train()
-    perceptual = build_perceptual_loss(args.perceptual_model, image_channels(args))
+    perceptual = build_perceptual_loss(args.perceptual_model, (image_channels(args), *image_size(args)))
+    average = EMAModel(vqvae.parameters(), args.ema_max_decay, use_ema_warmup=True, power=args.ema_power)
     optimizer = torch.optim.AdamW(
         vqvae.parameters(), args.learning_rate, (args.adam_beta1, args.adam_beta2), weight_decay=args.adam_weight_decay
     )
@@ -113,12 +116,16 @@ def plain_loop(config, data) -> VQModel:
         loss = args.mse_weight * F.mse_loss(reconstruction, images) + args.l1_weight * F.l1_loss(
             reconstruction, images
         )
-        loss = loss + args.perceptual_weight * perceptual(reconstruction, images) + codebook_loss
+        loss = (
+            loss + args.perceptual_weight * perceptual(reconstruction, images) + args.codebook_weight * codebook_loss
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vqvae.parameters(), args.max_grad_norm)
         optimizer.step()
         schedule.step()
+        average.step(vqvae.parameters())
+    average.copy_to(vqvae.parameters())
     return vqvae
 
 

@@ -174,23 +174,20 @@ def measured(preset: str, config) -> dict:
             path = Path(folder, "pictures", str(index % CLASSES), f"{index}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
-        run = Path(folder, "run")
-        argv = ["--preset", preset, "--train_data_dir", str(Path(folder, "pictures")), "--output_dir", str(run)]
-        argv += ["--max_train_steps", "6", "--train_vqgan.max_train_steps", "6", "--mixed_precision", "bf16"]
-        argv += ["--train_vqgan.discriminator_start", "0", "--train_vqgan.evaluation_steps", "1"]
-        config = parse("train_ldm", argv)
-        peaks, models = {}, {}
-        for stage, where in (("vqvae", run / "first-stage"), ("unet", run)):
+        argv = ["--preset", preset, "--train_data_dir", str(Path(folder, "pictures")), "--max_train_steps", "6"]
+        argv += ["--mixed_precision", "bf16", "--output_dir"]
+        first = parse("train_vqgan", [*argv, str(Path(folder, "vqvae")), "--discriminator_start", "0"])
+        second = parse("train_ldm", [*argv, str(Path(folder, "unet")), "--vqvae", str(Path(folder, "vqvae"))])
+        peaks = {}
+        for stage, train, own in (("vqvae", train_vqgan.train, first), ("unet", train_ldm.train, second)):
             torch.cuda.reset_peak_memory_stats()
-            if stage == "vqvae":
-                train_vqgan.train(config.first_stage(where))
-            else:
-                train_ldm.train(config)
-            peaks[stage] = int(read_metrics(where / "metrics.jsonl")[-1]["peak_memory_gb"] * 2**30)
-        pipe = ClassConditionalPipeline.from_pretrained(run)
-        models = {"vqvae": pipe.vqvae, "unet": pipe.unet}
-        arguments = {"vqvae": config.first_stage(run).args, "unet": config.args}
-        return {stage: described(models[stage], arguments[stage], peaks[stage]) for stage in peaks}
+            train(own)
+            peaks[stage] = int(read_metrics(Path(folder, stage, "metrics.jsonl"))[-1]["peak_memory_gb"] * 2**30)
+        pipe = ClassConditionalPipeline.from_pretrained(Path(folder, "unet"))
+        return {
+            "vqvae": described(pipe.vqvae, first.args, peaks["vqvae"]),
+            "unet": described(pipe.unet, second.args, peaks["unet"]),
+        }
 
 
 if __name__ == "__main__":

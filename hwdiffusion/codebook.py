@@ -23,8 +23,9 @@ ENTROPY_LATENTS = 1024  # of a batch, at most, whose distances to all codes the 
 class Codebook(nn.Module):
     """Watches what a `VQModel` quantises, and, where it is asked to, learns the codes in the optimizer's place.
 
-    A forward hook on `vqvae.quantize` keeps the last latents and counts the chosen codes. Counts and moving averages
-    are buffers, so they are part of a checkpoint; each process has its own, and only their sums over processes matter.
+    A forward hook on `vqvae.quantize` keeps the last latents and counts the chosen codes. What is to be part of a
+    checkpoint is a buffer: the counts, of which each process has its own, so that their sum matters; and the moving
+    averages, which are the same on all (`alike` names these).
 
     Args:
         vqvae: the model, not yet wrapped for distributed training.
@@ -59,11 +60,15 @@ class Codebook(nn.Module):
         self.register_buffer("counts", torch.zeros(self.size, device=weight.device))
         if self.averages:
             weight.requires_grad_(False)
-            for name in ("ema_counts", "batch_counts"):
-                self.register_buffer(name, torch.zeros(self.size, device=weight.device))
-            for name in ("ema_sums", "batch_sums"):
-                self.register_buffer(name, torch.zeros(weight.shape, device=weight.device))
+            for kind, persistent in (("ema", True), ("batch", False)):  # between steps a batch's are zero
+                for what, shape in (("counts", (self.size,)), ("sums", weight.shape)):
+                    self.register_buffer(f"{kind}_{what}", torch.zeros(shape, device=weight.device), persistent)
         quantize.register_forward_hook(self._observe)
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """The buffers that are the same on all processes."""
+        return ("ema_counts", "ema_sums") if self.averages else ()
 
     @property
     def vectors(self) -> torch.Tensor:
@@ -90,25 +95,34 @@ class Codebook(nn.Module):
         """After a step: the codes of a moving-average codebook become the means of the latents that chose them.
 
         N ← γN + (1 - γ)n, m ← γm + (1 - γ)Σz, e = m/N (van den Oord et al. 2017, eq. 6 to 8). In place of smoothing,
-        codes that have not been chosen for so long that nothing is left of N stay where they are.
+        codes that have not been chosen for so long that nothing is left of N stay where they are. Latents that are not
+        finite, for which the optimizer leaves its step out, teach nothing.
         """
         if not self.averages:
             return
-        self.ema_counts.lerp_(self.batch_counts, 1 - self.decay)
-        self.ema_sums.lerp_(self.batch_sums, 1 - self.decay)
+        counts, sums = self._total(self.batch_counts), self._total(self.batch_sums)
+        finite = sums.isfinite().all()  # not fetched: the device needn't wait
+        weight = (1 - self.decay) * finite
+        self.ema_counts.lerp_(counts, weight)
+        self.ema_sums.lerp_(torch.where(finite, sums, 0.0), weight)
         self.batch_counts.zero_()
         self.batch_sums.zero_()
-        counts, sums = self._total(self.ema_counts), self._total(self.ema_sums)
-        known = counts > FORGOTTEN
-        self.vectors.data[known] = (sums[known] / counts[known, None]).to(self.vectors.dtype)
+        known = (self.ema_counts > FORGOTTEN)[:, None]
+        means = self.ema_sums / self.ema_counts.clamp(min=FORGOTTEN)[:, None]
+        self.vectors.data.copy_(torch.where(known, means.to(self.vectors.dtype), self.vectors.data))
 
-    def entropy_loss(self, temperature: float = 0.01) -> torch.Tensor:
+    def entropy_loss(self, draws: Draws, temperature: float = 0.01) -> torch.Tensor:
         """The mean entropy of a latent's choice less the entropy of the mean choice (Yu et al. 2024, "Language Model
-        Beats Diffusion", eq. 5), of the last batch of this process; a scalar. It is low where every latent is sure of
-        its code and all codes are chosen alike. A choice is a softmax over negative squared distances, in units of
-        their mean.
+        Beats Diffusion", eq. 5); a scalar. It is low where every latent is sure of its code and all codes are chosen
+        alike. A choice is a softmax over negative squared distances, in units of their mean.
+
+        It is taken of the last batch of this process alone, or of so many of its latents as there is room for: with
+        several processes or micro-batches it rewards even use within the part of each.
         """
-        latents = self.latents[:: -(-len(self.latents) // ENTROPY_LATENTS)]
+        latents = self.latents
+        if len(latents) > ENTROPY_LATENTS:
+            order = draws.shared().uniform("entropy", (len(latents),))[0].to(latents.device).argsort()
+            latents = latents[order[:ENTROPY_LATENTS]]
         distances = torch.cdist(latents, self.vectors.float(), compute_mode="use_mm_for_euclid_dist").square()
         choice = F.log_softmax(
             -distances / (distances.detach().mean() * temperature).clamp(min=1e-12), dim=1
@@ -176,10 +190,9 @@ class Codebook(nn.Module):
 
     def _set(self, chosen: torch.Tensor, vectors: torch.Tensor):
         self.vectors.data[chosen] = vectors.to(self.vectors.dtype)
-        if self.averages:  # as if one latent had chosen each, a share of it on every process
-            share = 1 / len(self.gather(self.counts[None]))
-            self.ema_counts[chosen] = share
-            self.ema_sums[chosen] = vectors.to(self.ema_sums) * share
+        if self.averages:  # as if one latent had chosen each
+            self.ema_counts[chosen] = 1.0
+            self.ema_sums[chosen] = vectors.to(self.ema_sums)
 
     # -- health -------------------------------------------------------------------------------------------------------
 
@@ -229,7 +242,7 @@ def advice(used: int, possible: int, args) -> str | None:
 
     Args:
         used: the codes that the validation pictures chose.
-        possible: the codes, or the validation pictures' latents where those are fewer.
+        possible: the codes that they would choose if all were chosen alike.
         args: the [`VQGANArguments`].
     """
     if used >= possible / 2:
@@ -244,7 +257,7 @@ def advice(used: int, possible: int, args) -> str | None:
     if args.entropy_weight == 0:
         cures.append("reward even use (--entropy_weight 0.1)")
     cures.append(f"or take fewer (--vqvae.num_vq_embeddings {max(2, 2 ** (used - 1).bit_length())})")
-    return f"the validation pictures use {used} codes of {possible} that they could: {', '.join(cures)}"
+    return f"the validation pictures use {used} codes where they could use {possible}: {', '.join(cures)}"
 
 
 def _as_vectors(latents: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import re
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ LENGTHS = ("max_train_steps", "num_train_epochs", "max_train_seconds")  # how lo
 # What may differ between the runs of one folder without changing its result.
 _NOT_IN_RESULT = {"report_to", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps",
                   "sample_epochs", "image_memory_gb", "dataloader_num_workers", "evaluation_steps",
-                  "evaluation_samples", "evaluation_classifier", "best_metric"}  # fmt: skip
+                  "evaluation_samples", "evaluation_classifier", "best_metric", "gradient_checkpointing"}  # fmt: skip
 _SECTIONS_OF = {
     "train_vqgan": ["vqvae"],
     "train_ddpm": ["unet", "noise_scheduler"],
@@ -86,6 +86,9 @@ class Config:
         """The keys that alter the result and differ from those of a saved configuration."""
         now = _flattened(yaml.safe_load(yaml.safe_dump(self.to_dict())))
         saved = _flattened(saved)
+        for item in fields(self.args):  # flags that didn't exist yet did what their defaults do
+            if item.default is not MISSING and item.name not in _OF_ONE_START:
+                saved.setdefault(f"{self.script}.{item.name}", item.default)
         keys = [key for key in {**saved, **now} if key.split(".")[-1] not in _NOT_IN_RESULT]
         return [key.removeprefix(f"{self.script}.") for key in keys if saved.get(key) != now.get(key)]
 
@@ -147,16 +150,25 @@ def load_preset(name: str, derived: tuple[str, ...] = ()) -> dict:
     base = preset.pop("base", None)
     if base is None:
         return preset
-    if not isinstance(base, str) or base in (name, *derived):
+    if not isinstance(base, str):
         raise InputError(f"base of preset {name} must be the name or the path of another preset, not {base!r}")
+    if base.endswith((".yaml", ".yml")) and name not in preset_names():
+        base = str(Path(name).parent / base)  # beside the preset that names it
+    if base in (name, *derived):
+        raise InputError(f"preset {name} stands on itself; its base must be another one")
     return _derived(load_preset(base, (name, *derived)), preset)
 
 
 def _derived(base: dict, preset: dict) -> dict:
-    """A preset on top of another: what it says counts, section by section, and in these key by key."""
-    merged = _without_lengths(base) if set(preset) & set(LENGTHS) else dict(base)
-    if {"dataset_name", "train_data_dir"} & set(preset):  # other data
-        merged = {key: value for key, value in merged.items() if key not in _OF_THE_DATA}
+    """A preset on top of another: what it says counts, for all scripts or for one, and in sections key by key."""
+    displaced = {key for key, value in preset.items() if not isinstance(value, dict)}
+    for together in (set(LENGTHS), _OF_THE_DATA & {"dataset_name", "train_data_dir"}):
+        if displaced & together:  # another length, other data
+            displaced |= _OF_THE_DATA if "train_data_dir" in together else together
+    merged = {key: value for key, value in base.items() if key not in displaced}
+    for script in {*SCRIPTS} & {*merged}:
+        section = _as_section(merged[script], script, "base")
+        merged[script] = {key: value for key, value in section.items() if key not in displaced}
     for key, value in preset.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _derived(merged[key], value) if both else value
@@ -357,7 +369,7 @@ def _validate(args: TrainingArguments):
         raise InputError('--use_8bit_adam needs `pip install "hwdiffusion[8bit]"`')
     require(0 <= args.class_balance <= 1, "class_balance", "in 0 to 1")
     if args.class_balance > 0 and args.streaming:
-        raise InputError("--class_balance needs to know all labels beforehand, which --streaming doesn't")
+        raise InputError("--class_balance must know all labels beforehand, and --streaming doesn't; give it 0")
     schedulers = ("linear", "cosine", "constant", "constant_with_warmup")
     require(args.lr_scheduler in schedulers, "lr_scheduler", f"one of {', '.join(schedulers)}")
     if args.push_to_hub and not args.hub_model_id:

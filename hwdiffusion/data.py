@@ -207,7 +207,7 @@ def _fits_memory(args, count: int) -> bool:
 
 def check_classes(train: ImageDataset, args):
     if args.class_balance > 0 and not train.class_names:
-        raise InputError(f"--class_balance evens out classes, but {describe(args)} has none; leave it out")
+        raise InputError(f"--class_balance evens out classes, but {describe(args)} has none; give it 0")
     counts = np.bincount(train.labels[train.labels >= 0].numpy().reshape(-1), minlength=len(train.class_names))
     empty = [name for name, count in zip(train.class_names, counts) if count == 0]
     if empty and args.max_train_samples is None:

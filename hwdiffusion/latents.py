@@ -48,6 +48,12 @@ def slice_size(size: tuple[int, int]) -> int:
     return max(1, min(256, AT_ONCE // (size[0] * size[1])))
 
 
+def how_many_tell(size: tuple[int, int]) -> int:
+    """How many pictures of a height and width tell mean and deviation of the latents: 2,000 small ones to a percent or
+    two; the larger they are, the fewer, and the more latents each has."""
+    return max(256, min(2000, 2 * AT_ONCE // (size[0] * size[1])))
+
+
 @torch.no_grad()
 def encode_batches(vqvae, batches: Iterable[torch.Tensor], flips: bool) -> torch.Tensor:
     """Latents of batches of uint8 pictures `(B, C, H, W)`, float32 `(N, F, C, h, w)`, on the device."""
@@ -80,17 +86,25 @@ def encode_together(vqvae, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(list(_encode_in_turn(vqvae, read, len(images), False, size)))[: len(images), 0]
 
 
-def _encode_in_turn(
-    vqvae, read: Callable[[list[int]], torch.Tensor], count: int, flips: bool, batch_size: int
-) -> Iterator[torch.Tensor]:
+def turns(count: int, batch_size: int) -> Iterator[tuple[list[int], int]]:
+    """What this process does of some work on `count` pictures: their places, batch by batch, and how many of a batch
+    are its own. With several processes every batch is whole, so that a gathering lines up; the surplus repeats the
+    last picture, and comes last of all."""
     processes = PartialState()
     rank, world_size = processes.process_index, processes.num_processes
     for start in range(0, count, batch_size * world_size):
-        # every process has a whole batch, so that the gathering lines up; the surplus is to be cut off at the end
         first = start + rank * batch_size
-        last = first + batch_size if world_size > 1 else min(first + batch_size, count)
-        latents = _encode(vqvae, read([min(place, count - 1) for place in range(first, last)]), flips)
-        yield gather(latents) if world_size > 1 else latents
+        own = max(0, min(batch_size, count - first))
+        size = batch_size if world_size > 1 else own
+        yield [min(place, count - 1) for place in range(first, first + size)], own
+
+
+def _encode_in_turn(
+    vqvae, read: Callable[[list[int]], torch.Tensor], count: int, flips: bool, batch_size: int
+) -> Iterator[torch.Tensor]:
+    for places, _ in turns(count, batch_size):
+        latents = _encode(vqvae, read(places), flips)
+        yield gather(latents) if PartialState().num_processes > 1 else latents
 
 
 def cached_latents(vqvae, dataset: ImageDataset, flips: bool, path: Path) -> LatentDataset:

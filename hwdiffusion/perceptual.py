@@ -14,32 +14,44 @@ from hwdiffusion import InputError
 PerceptualLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def build_perceptual_loss(name: str | None, channels: int) -> PerceptualLoss:
+def build_perceptual_loss(name: str | None, shape: tuple[int, int, int]) -> PerceptualLoss:
     """A function of two batches of pictures `(B, C, H, W)` in [-1, 1] that gives a scalar.
 
     Args:
         name: `None` for the Laplacian pyramid, `lpips`, `MODULE:NAME`, or an image model of transformers.
-        channels: of the pictures.
+        shape: `(C, H, W)` of the pictures.
 
     Raises:
-        InputError: it can't be had.
+        InputError: it can't be had, or can't compare pictures of that shape.
     """
     if name is None:
         return laplacian_pyramid_loss
     try:
-        if name == "lpips":
-            return LPIPSLoss()
-        if ":" in name:
-            return _of_users(name)
-        from transformers import AutoModel
-
-        model = AutoModel.from_pretrained(name)
-        if getattr(model.config, "num_channels", channels) not in (channels, 3):
-            raise ValueError(f"it takes pictures of {model.config.num_channels} channels, but there are {channels}")
-        return FeatureLoss(model)
+        loss = _load(name)
     except Exception as error:  # whatever a library or the user's module trips over
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--perceptual_model {name} can't be loaded: {reason}") from error
+    try:
+        one, other = torch.zeros(2, 1, *shape)
+        value = loss(one.requires_grad_(), other)
+        if value.shape != () or not value.isfinite():
+            raise ValueError(f"it gives {value.tolist()}, not a finite number")
+        value.backward()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        shown = "x".join(map(str, shape))
+        raise InputError(f"--perceptual_model {name} can't compare pictures of {shown}: {reason}") from error
+    return loss
+
+
+def _load(name: str) -> PerceptualLoss:
+    if name == "lpips":
+        return LPIPSLoss()
+    if ":" in name:
+        return _of_users(name)
+    from transformers import AutoModel
+
+    return FeatureLoss(AutoModel.from_pretrained(name))
 
 
 def _of_users(name: str) -> PerceptualLoss:

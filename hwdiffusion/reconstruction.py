@@ -11,12 +11,13 @@ from hwdiffusion import InputError
 from hwdiffusion.codebook import perplexity_of
 from hwdiffusion.data import ImageDataset, to_model_range
 from hwdiffusion.extractors import load_extractor
-from hwdiffusion.latents import slice_size
+from hwdiffusion.latents import slice_size, turns
 from hwdiffusion.metrics import FeatureStatistics, frechet_distance
 from hwdiffusion.run_folder import current_processes
 
 
 WINDOW = 11  # pixels, of SSIM: pictures of less than half of it have none
+HIGHEST_PSNR = 10 * math.log10(255**2 * 12)  # of what differs by its rounding alone: 1/12, in mean square
 
 
 class ReconstructionJudge:
@@ -47,50 +48,44 @@ class ReconstructionJudge:
         """Figures of reconstructions, rounded to 8 bits as they are saved.
 
         Returns:
-            `eval_psnr` (dB) and `eval_ssim` (Wang et al. 2004; not of tiny pictures), means over all;
-            `eval_codebook_used`, how many codes they choose, `eval_codebook_possible`, how many they could (all, or as
-            many as they have latents), `eval_codebook_perplexity`; with a classifier `eval_frechet_distance`, from
-            the pictures to their reconstructions.
+            `eval_psnr` (dB, at most that of an error of the rounding alone, 58.9) and `eval_ssim` (Wang et al. 2004;
+            not of tiny pictures), means over all; `eval_codebook_used`, how many codes they choose,
+            `eval_codebook_possible`, how many they would if each latent chose any code alike, which is all of them
+            where there are many latents, and `eval_codebook_perplexity`; with a classifier `eval_frechet_distance`,
+            from the pictures to their reconstructions.
         """
-        processes = current_processes()
-        rank, world_size = processes.process_index, processes.num_processes
-        size = slice_size(self.dataset[[0]][0].shape[-2:])
-        figures, counts, vectors = [], torch.zeros(vqvae.quantize.n_e, device=vqvae.device), 0
+        world_size = current_processes().num_processes
+        figures, counts, done = [], torch.zeros(vqvae.quantize.n_e, device=vqvae.device), 0
         sides = None
-        for start in range(0, len(self.dataset), size * world_size):
-            # every process has a whole batch, so that the gathering lines up; the surplus counts for nothing
-            first = start + rank * size
-            places = torch.arange(first, first + size)
-            own = min(size, max(0, len(self.dataset) - first))
-            images = self.dataset[places.clamp(max=len(self.dataset) - 1)][0].to(vqvae.device)
+        for places, own in turns(len(self.dataset), slice_size(self.dataset[[0]][0].shape[-2:])):
+            images = self.dataset[places][0].to(vqvae.device)
             given_back, indices = reconstruct(vqvae, images)
             counts += torch.bincount(indices[:own].reshape(-1), minlength=len(counts)).to(counts)
             x, y = images.float(), given_back.float()
             psnr = peak_signal_noise_ratio(y, x, data_range=255.0, reduction="none", dim=(1, 2, 3))
-            ssim = torch.full_like(psnr, torch.nan)
+            columns = [psnr.clamp(max=HIGHEST_PSNR)[:, None]]
             if min(x.shape[-2:]) > WINDOW // 2:
                 ssim = structural_similarity_index_measure(
                     y, x, data_range=255.0, kernel_size=WINDOW, reduction="none"
                 )
-            columns = [psnr[:, None], ssim.reshape(size, 1)]
-            if self.extractor is not None:
-                columns += [self.extractor(side)[0].to(psnr) for side in (images, given_back)]
-            rows = torch.cat(columns, dim=1)
-            rows = (gather(rows) if world_size > 1 else rows)[: len(self.dataset) - start].cpu()
-            figures.append(rows[:, :2].double())
-            vectors += len(rows) * indices[0].numel()
+                columns.append(ssim.reshape(len(x), 1))
+            extracted = [self.extractor(side)[0].to(psnr) for side in (images, given_back)] if self.extractor else []
+            rows = torch.cat(columns + extracted, dim=1)
+            rows = (gather(rows) if world_size > 1 else rows)[: len(self.dataset) - done].cpu()
+            done += len(rows)
+            figures.append(rows[:, : len(columns)].double())
             if self.extractor is not None:
                 dimension = self.extractor.dimension
                 sides = sides or [FeatureStatistics(dimension) for _ in range(2)]
-                for side, features in zip(sides, rows[:, 2:].split(dimension, dim=1)):
+                for side, features in zip(sides, rows[:, len(columns) :].split(dimension, dim=1)):
                     side.update(features)
         counts = gather(counts[None]).sum(dim=0) if world_size > 1 else counts
-        psnr, ssim = torch.cat(figures).mean(dim=0).tolist()
+        means = torch.cat(figures).mean(dim=0).tolist()
+        codes, choices = len(counts), done * indices[0].numel()
         measured = {
-            "eval_psnr": psnr,
-            **({} if math.isnan(ssim) else {"eval_ssim": ssim}),
+            **dict(zip(("eval_psnr", "eval_ssim"), means)),
             "eval_codebook_used": int((counts > 0).sum()),
-            "eval_codebook_possible": min(len(counts), vectors),
+            "eval_codebook_possible": round(codes * (1 - (1 - 1 / codes) ** choices)),
             "eval_codebook_perplexity": perplexity_of(counts),
         }
         if sides is not None:
@@ -101,7 +96,7 @@ class ReconstructionJudge:
 def reconstruct(vqvae: VQModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What a `VQModel` gives back of uint8 pictures `(B, C, H, W)`, uint8 too, and the codes it chose, `(B, h·w)`."""
     latents = vqvae.encode(to_model_range(images)).latents
-    quantized, _, (_, _, indices) = vqvae.quantize(latents)
-    pictures = vqvae.decode(quantized, force_not_quantize=True).sample
+    indices = vqvae.quantize(latents)[2][2]
+    pictures = vqvae.decode(latents).sample
     pictures = ((pictures.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pictures, indices.reshape(len(images), -1)

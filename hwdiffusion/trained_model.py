@@ -87,8 +87,14 @@ class TrainedModel:
         return next(average for own, average in pairs if own is parameter)
 
     def update_average(self):
-        if self.ema is not None:
-            self.ema.step(self.model.parameters())
+        if self.ema is None:
+            return
+        # what the optimizer doesn't train, a codebook of moving averages, EMAModel would copy
+        pairs = [pair for pair in zip(self.model.parameters(), self.ema.shadow_params) if not pair[0].requires_grad]
+        before = [average.clone() for _, average in pairs]
+        self.ema.step(self.model.parameters())
+        for (own, average), earlier in zip(pairs, before):
+            average.copy_(earlier.lerp(own.detach().to(earlier), 1 - self.ema.cur_decay_value))
 
     def show_average(self):
         """Evaluation mode, and the averaged weights in the place of the trained ones."""
@@ -111,7 +117,14 @@ class TrainedModel:
         }
 
     def load_state_dict(self, saved: dict[str, Any]):
-        """Take up a saved state, but keep the settings that the run has now."""
+        """Take up a saved state, but keep the settings that the run has now.
+
+        Raises:
+            ValueError: its moments are of 8 bits and the run's are not, or the other way round.
+        """
+        in_8_bits = any("exp_avg" not in moments for moments in saved["optimizer"]["state"].values())
+        if saved["optimizer"]["state"] and in_8_bits != self.args.use_8bit_adam:
+            raise ValueError(f"it was trained with --use_8bit_adam {str(in_8_bits).lower()}")
         self.stock.load_state_dict(saved["model"])
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])

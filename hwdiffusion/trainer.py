@@ -72,6 +72,7 @@ class Evaluation:
     measure: Callable[[], dict[str, float]]  # called on all processes, which share the work
     rank: Callable[[dict[str, float]], float] | None = None  # the best, which is kept, is the one that ranks highest
     judge: dict | None = None  # what must be the same for figures to compare
+    draws: bool = False  # whether a preview goes with the figures
 
 
 def _as_it_is(batch):
@@ -140,7 +141,8 @@ class Trainer:
         return trained.model
 
     def add_state(self, name: str, module: torch.nn.Module):
-        """Register a module without optimizer whose buffers belong into checkpoints; each process keeps its own."""
+        """Register a module without optimizer whose buffers belong into checkpoints: counts, of which each process has
+        its own, or, if its attribute `alike` names them, what is the same on all processes."""
         self._states[name] = module.to(self.device)
 
     def average(self, name: str, parameter: torch.nn.Parameter) -> torch.Tensor | None:
@@ -320,7 +322,7 @@ class Trainer:
         progress.update(self.step_size)
         last = self.step == self.max_steps
         evaluated = evaluation is not None and (last or self.step % (evaluation.steps or self.max_steps) == 0)
-        drawn = preview is not None and (evaluated or self.step in self.sample_steps)
+        drawn = preview is not None and (self.step in self.sample_steps or (evaluated and evaluation.draws))
         saved = self.step % self.checkpointing_steps == 0 or last
         if evaluated or drawn or saved or self.step % self.args.logging_steps == 0:
             lines = self._log.fetch(self.step)  # before anything is saved of weights that may not be finite
@@ -512,9 +514,12 @@ class Trainer:
     def save_checkpoint(self, save: Callable[[Path], None]):
         """Write `checkpoint-STEP`: what a run continues from, and the artefact with its averaged weights."""
         states = {name: module.state_dict() for name, module in self._states.items()}
-        # The states are counts: their sum over processes is what matters, and it suits any number of processes.
+        # Of counts the sum over processes is what matters, and it suits any number of processes.
         states = {
-            name: {key: self.accelerator.reduce(tensor.clone(), "sum").cpu() for key, tensor in state.items()}
+            name: {
+                key: tensor.cpu() if key in self._alike(name) else self.accelerator.reduce(tensor.clone(), "sum").cpu()
+                for key, tensor in state.items()
+            }
             for name, state in states.items()
         }
 
@@ -543,6 +548,9 @@ class Trainer:
 
         self._by_main_process(write_all)
         self._saved_step = self.step
+
+    def _alike(self, name: str) -> tuple[str, ...]:
+        return getattr(self._states[name], "alike", ())
 
     def _state_to_resume(self) -> dict[str, Any] | None:
         checkpoint = checkpoint_to_resume(self.args)
@@ -574,8 +582,9 @@ class Trainer:
                     reason = " ".join(str(error).split())[:200]
                     raise InputError(f"{state['of']} is of another model than this run's {name}: {reason}") from error
             for name, module in self._states.items():
-                share = 1 if self.is_main_process else 0  # sums over processes: the first one carries them on
-                module.load_state_dict({key: tensor * share for key, tensor in state["states"][name].items()})
+                alike, first = self._alike(name), self.is_main_process  # which carries sums over processes on
+                saved = state["states"][name].items()
+                module.load_state_dict({key: tensor * (first or key in alike) for key, tensor in saved})
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step = self._saved_step = state["step"]

@@ -15,6 +15,7 @@ from hwdiffusion.pipelines.class_conditional import (
     slerp,
     spatial_factor,
     unet_conditioning,
+    unscale_latents,
 )
 
 
@@ -33,4 +34,5 @@ __all__ = [
     "slerp",
     "spatial_factor",
     "unet_conditioning",
+    "unscale_latents",
 ]

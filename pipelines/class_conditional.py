@@ -8,6 +8,7 @@ It also owns the one encoding of labels (`label_ids`, `label_tokens`, `unet_cond
 latents (`raw_latents`, `scale_latents`) that training imports, so that training and sampling can't disagree on them.
 """
 
+import contextlib
 import difflib
 import hashlib
 import inspect
@@ -116,6 +117,24 @@ def raw_latents(vqvae, pictures: torch.Tensor) -> torch.Tensor:
 def scale_latents(config, latents: torch.Tensor) -> torch.Tensor:
     """Latents of an autoencoder with this config to what the UNet works on: (latents - shift) * scale."""
     return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+
+
+def unscale_latents(config, latents: torch.Tensor) -> torch.Tensor:
+    """The inverse of `scale_latents`."""
+    return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+
+
+@contextlib.contextmanager
+def _upcast(vqvae):
+    """Within it an autoencoder that overflows in float16, as some say of themselves, works in float32."""
+    halved = vqvae.dtype == torch.float16 and getattr(vqvae.config, "force_upcast", False)
+    if halved:
+        vqvae.to(torch.float32)
+    try:
+        yield vqvae
+    finally:
+        if halved:
+            vqvae.to(torch.float16)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -937,20 +956,21 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """Pictures `(B, C, H, W)` in [-1, 1] to latents as the UNet knows them; latents stay as they are."""
         if self.vqvae is None or tuple(pictures.shape[1:]) == self._latent_shape():
             return pictures
-        return scale_latents(self.vqvae.config, raw_latents(self.vqvae, pictures.to(self.vqvae.dtype)))
+        with _upcast(self.vqvae) as vqvae:
+            return scale_latents(vqvae.config, raw_latents(vqvae, pictures.to(vqvae.dtype)))
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the UNet knows them to pictures `(B, C, H, W)` in about [-1, 1]."""
         if self.vqvae is None:
             return latents
-        config = self.vqvae.config
-        latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        latents = unscale_latents(self.vqvae.config, latents)
         at_once = max(1, DECODED_AT_ONCE // (latents[0, 0].numel() * self.vae_scale_factor**2))
         return torch.cat([self._decode(some) for some in latents.split(at_once)])
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         if not isinstance(self.vqvae, VQModel):
-            return self.vqvae.decode(latents.to(self.vqvae.dtype)).sample
+            with _upcast(self.vqvae) as vqvae:
+                return vqvae.decode(latents.to(vqvae.dtype)).sample
         # The nearest code is found in float32: half precision would choose another for one latent in ten.
         codes, dtype = self.vqvae.quantize.embedding.weight.to(latents.device), self.vqvae.dtype
         if dtype == torch.float32:

@@ -283,23 +283,39 @@ def test_two_processes_average_as_one_that_sees_both_batches():
     alone(torch.cat(batches))
     one.update()
 
-    # each process has half of every average; what the other one has is added by the gathering
+    # the averages are the same on both processes, as what is gathered is
     vqvae, other = tiny_vqvae(), tiny_vqvae()
     ours, theirs = (Codebook(model, update="ema", ema_decay=0.5) for model in (vqvae, other))
-    latents = vqvae.encode(batches[0]).latents
     for codebook in (ours, theirs):
-        codebook.gather = lambda tensor: torch.cat([tensor, tensor])  # both are alike so far, of latents and of counts
-        codebook.replace(torch.ones(32, dtype=torch.bool), vectors_of(latents.detach()), draws())
+        codebook.start(vqvae.encode(batches[0]).latents, draws())
     vqvae(batches[0])
     other(batches[1])
-    theirs.update()
+    parts = [(codebook.batch_counts.clone(), codebook.batch_sums.clone()) for codebook in (ours, theirs)]
+    for codebook in (ours, theirs):
+        codebook.gather = lambda tensor: torch.stack([part[tensor.ndim - 2] for part in parts])
+        codebook.update()
+    for model in (vqvae, other):
+        torch.testing.assert_close(model.quantize.embedding.weight, alone.quantize.embedding.weight)
+    for name in ours.alike:
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)) and getattr(ours, name).abs().sum() > 0
 
-    def gather(tensor):
-        return torch.cat([tensor, (theirs.ema_counts if tensor.ndim == 2 else theirs.ema_sums)[None]])
 
-    ours.gather = gather
-    ours.update()
-    torch.testing.assert_close(vqvae.quantize.embedding.weight, alone.quantize.embedding.weight)
+def test_latents_that_are_not_finite_teach_a_codebook_of_averages_nothing():
+    vqvae = tiny_vqvae()
+    codebook = Codebook(vqvae, update="ema")
+    codebook.start(vqvae.encode(digits(16)).latents, draws())
+    before = {name: tensor.clone() for name, tensor in vqvae.quantize.state_dict().items()}
+    averages = {name: getattr(codebook, name).clone() for name in codebook.alike}
+    broken = digits(32)[16:]
+    broken[3, 0, 2, 2] = math.nan
+    vqvae(broken)
+    codebook.update()
+    torch.testing.assert_close(dict(vqvae.quantize.state_dict()), before)
+    for name, tensor in averages.items():
+        assert torch.equal(getattr(codebook, name), tensor)
+    vqvae(digits(32)[16:])
+    codebook.update()
+    assert codebook.vectors.isfinite().all() and not torch.equal(codebook.vectors, before["embedding.weight"])
 
 
 def test_a_code_that_is_not_chosen_keeps_its_place_however_long():
@@ -333,7 +349,7 @@ def test_averages_are_part_of_a_checkpoint():
     codebook.start(vqvae.encode(digits(16)).latents, draws())
     vqvae(digits(16))
     codebook.update()
-    assert set(codebook.state_dict()) == {"counts", "ema_counts", "ema_sums", "batch_counts", "batch_sums"}
+    assert set(codebook.state_dict()) == {"counts", "ema_counts", "ema_sums"} == {"counts", *codebook.alike}
 
 
 # -- the rotation trick -----------------------------------------------------------------------------------------------
@@ -391,11 +407,21 @@ def test_the_entropy_loss_is_lowest_where_every_latent_is_sure_and_all_codes_are
 
     def loss_of(latents):
         codebook.latents = latents
-        return codebook.entropy_loss().item()
+        return codebook.entropy_loss(draws()).item()
 
     assert loss_of(corners.repeat(3, 1)) == pytest.approx(-math.log(4), abs=1e-4)
     assert loss_of(corners[:1].repeat(12, 1)) == pytest.approx(0, abs=1e-4)  # sure, but of one code
     assert loss_of(torch.full((12, 3), 0.25) + 0.0) > -1e-3  # between them all
+
+
+def test_the_entropy_of_a_large_batch_is_taken_of_latents_from_all_over_its_pictures():
+    codebook = Codebook(tiny_vqvae(codes=8))
+    codebook.vectors.data.normal_()
+    codebook.latents = torch.randn(4 * 32 * 32, 3, requires_grad=True)
+    codebook.entropy_loss(draws()).backward()
+    seen = (codebook.latents.grad != 0).any(dim=1).reshape(4, 32, 32)
+    assert 900 < seen.sum() <= 1024
+    assert seen.any(dim=(1, 2)).all() and seen.any(dim=(0, 2)).all() and seen.any(dim=(0, 1)).all()
 
 
 def test_the_entropy_loss_pulls_apart_what_has_collapsed():
@@ -409,7 +435,7 @@ def test_the_entropy_loss_pulls_apart_what_has_collapsed():
         vqvae(digits(64))
         before = before or codebook.usage()
         codebook.reset()
-        loss = codebook.entropy_loss()
+        loss = codebook.entropy_loss(draws())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -424,7 +450,11 @@ def test_advice_is_given_below_half_and_names_what_is_not_done_yet():
     args = VQGANArguments()
     assert advice(16, 32, args) is None
     said = advice(15, 32, args)
-    assert "use 15 codes of 32" in said and "--codebook_restart_until 0.9" in said and "num_vq_embeddings 16" in said
+    assert (
+        "use 15 codes where they could use 32" in said
+        and "--codebook_restart_until 0.9" in said
+        and "num_vq_embeddings 16" in said
+    )
     args.codebook_restart_steps, args.codebook_update, args.entropy_weight = 0, "ema", 0.1
     said = advice(1, 32, args)
     assert "--codebook_restart_steps 100" in said and "--codebook_update" not in said and "entropy" not in said

@@ -349,8 +349,28 @@ def test_a_preset_on_top_of_another_says_only_what_differs(tmp_path):
         "vqvae": {"latent_channels": 4, "layers_per_block": 2},
         "train_ddpm": {"learning_rate": 0.25, "max_train_steps": 5},
     }
-    other_data = write_preset(tmp_path, f"base: {base}\ntrain_data_dir: pictures\n")
+    other_data = write_preset(tmp_path, "base: base.yaml\ntrain_data_dir: pictures\n")  # beside the one that names it
     assert {"dataset_name", "label_column"}.isdisjoint(load_preset(other_data))
+
+
+def test_what_a_preset_says_for_all_scripts_beats_what_its_base_says_for_one(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "dataset_name: digits\n"
+        "train_ddpm: {num_train_epochs: 3, learning_rate: 0.25, image_column: img, adam_beta1: 0.5}\n"
+    )
+    preset = write_preset(tmp_path, "base: base.yaml\nmax_train_steps: 5\nlearning_rate: 0.125\ntrain_data_dir: x\n")
+    args = parse("train_ddpm", ["--preset", preset]).args
+    assert (args.max_train_steps, args.num_train_epochs, args.learning_rate) == (5, None, 0.125)
+    assert (args.train_data_dir, args.dataset_name, args.image_column, args.adam_beta1) == ("x", None, None, 0.5)
+
+
+def test_a_configuration_saved_before_a_flag_existed_has_not_changed(tmp_path):
+    config = parse("train_ldm", ["--preset", "mnist-ldm"])
+    before = saved(config, tmp_path)
+    del before["train_ldm"]["class_balance"], before["train_ldm"]["latent_scaling"]
+    assert config.changes(before) == []
+    config.args.class_balance = 0.5
+    assert config.changes(before) == ["class_balance"]
 
 
 def test_a_base_that_is_not_there_or_that_stands_on_itself_is_refused(tmp_path):
@@ -359,7 +379,7 @@ def test_a_base_that_is_not_there_or_that_stands_on_itself_is_refused(tmp_path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(f"base: {second}\n")
     second.write_text(f"base: {first}\n")
-    with pytest.raises(InputError, match="base of preset .*second.yaml must be .* another preset"):
+    with pytest.raises(InputError, match="second.yaml stands on itself; its base must be another one"):
         load_preset(str(first))
     with pytest.raises(InputError, match="base of preset .* must be the name or the path of another preset, not 3"):
         load_preset(write_preset(tmp_path, "base: 3\n"))

@@ -64,12 +64,12 @@ def test_the_feature_loss_sees_gray_pictures_as_gray_in_color():
 
 
 def test_without_a_name_it_is_the_laplacian_pyramid():
-    assert build_perceptual_loss(None, 3) is laplacian_pyramid_loss
+    assert build_perceptual_loss(None, (3, 8, 8)) is laplacian_pyramid_loss
 
 
 def test_a_model_of_transformers_is_loaded_from_its_folder_and_frozen(tmp_path):
     feature_loss().model.save_pretrained(tmp_path)
-    loss = build_perceptual_loss(str(tmp_path), 1)
+    loss = build_perceptual_loss(str(tmp_path), (1, 32, 32))
     x, y = torch.rand(2, 2, 1, 32, 32)
     assert loss(x, x) == 0 < loss(x, y)
     assert not any(parameter.requires_grad for parameter in loss.parameters())
@@ -92,9 +92,9 @@ def test_a_module_of_the_users_own_is_found_where_the_command_is_given(tmp_path,
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     x, y = torch.rand(2, 2, 3, 8, 8)
-    weighted = build_perceptual_loss("my_losses:Weighted", 3)
+    weighted = build_perceptual_loss("my_losses:Weighted", (3, 8, 8))
     assert weighted(x, y) == 2 * (x - y).abs().mean() and not weighted.weight.requires_grad
-    assert build_perceptual_loss("my_losses:plain", 3)(x, y) == (x - y).square().mean()
+    assert build_perceptual_loss("my_losses:plain", (3, 8, 8))(x, y) == (x - y).square().mean()
     assert sys.path == path
     for name, said in (
         ("my_losses:nothing", "gives a int, which can't be called"),
@@ -102,7 +102,7 @@ def test_a_module_of_the_users_own_is_found_where_the_command_is_given(tmp_path,
         ("gone:Weighted", "No module named 'gone'"),
     ):
         with pytest.raises(InputError, match=f"--perceptual_model {name} can't be loaded: .*{said}"):
-            build_perceptual_loss(name, 3)
+            build_perceptual_loss(name, (3, 8, 8))
 
 
 def test_lpips_is_that_of_its_package_seen_in_three_channels(monkeypatch):
@@ -114,21 +114,34 @@ def test_lpips_is_that_of_its_package_seen_in_three_channels(monkeypatch):
             assert net == "vgg"
 
         def forward(self, x, y):
-            assert x.shape == y.shape == (2, 3, 8, 8)
+            assert x.shape == y.shape == (len(x), 3, 8, 8)
             return (x - y).abs().mean(dim=(1, 2, 3), keepdim=True)
 
     monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
     x, y = torch.rand(2, 2, 1, 8, 8)
-    assert build_perceptual_loss("lpips", 1)(x, y).item() == pytest.approx((x - y).abs().mean().item())
+    assert build_perceptual_loss("lpips", (1, 8, 8))(x, y).item() == pytest.approx((x - y).abs().mean().item())
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(InputError, match="lpips can't be loaded: it needs `pip install lpips`"):
-        build_perceptual_loss("lpips", 1)
+        build_perceptual_loss("lpips", (1, 8, 8))
 
 
 def test_a_model_that_cannot_be_loaded_or_takes_other_channels_is_refused(tmp_path):
     with pytest.raises(InputError, match="--perceptual_model .*gone can't be loaded"):
-        build_perceptual_loss(str(tmp_path / "gone"), 3)
+        build_perceptual_loss(str(tmp_path / "gone"), (3, 8, 8))
     config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
     ResNetModel(config).save_pretrained(tmp_path / "gray")
-    with pytest.raises(InputError, match="takes pictures of 1 channels, but there are 3"):
-        build_perceptual_loss(str(tmp_path / "gray"), 3)
+    with pytest.raises(InputError, match="can't compare pictures of 3x32x32: "):
+        build_perceptual_loss(str(tmp_path / "gray"), (3, 32, 32))
+
+
+def test_a_loss_that_is_no_number_or_a_model_of_texts_is_refused(tmp_path, monkeypatch):
+    from transformers import BertConfig, BertModel
+
+    (tmp_path / "other_losses.py").write_text("def pixelwise():\n    return lambda x, y: (x - y).square()\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="other_losses:pixelwise can't compare pictures of 1x2x2: it gives .*, not a"):
+        build_perceptual_loss("other_losses:pixelwise", (1, 2, 2))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=10, **sizes)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(InputError, match="bert can't compare pictures of 3x8x8"):
+        build_perceptual_loss(str(tmp_path / "bert"), (3, 8, 8))

@@ -20,7 +20,7 @@ from test_pipelines import run_without_the_package
 from tiny import AUTOENCODERS, make_autoencoder, seeds
 from transformers import ResNetConfig, ResNetModel
 
-from hwdiffusion import cli, labels
+from hwdiffusion import cli, data, labels
 from hwdiffusion.checkpoints import find_checkpoints, flaw_of
 from hwdiffusion.config import parse
 from hwdiffusion.data import load_data, to_model_range
@@ -89,8 +89,8 @@ def test_every_kind_of_autoencoder_trains_a_unet_and_draws_without_the_package(n
         assert pipe.vqvae.config.scaling_factor == make_autoencoder(name).config.scaling_factor
         return
     # latents of the training pictures, as the pipeline sees them
-    data = load_data(parse("train_ldm", argv).args)
-    latents = pipe.encode_images(to_model_range(data.train.images))
+    pictures = load_data(parse("train_ldm", argv).args).train.images
+    latents = pipe.encode_images(to_model_range(pictures))
     assert latents.mean().abs() < 0.02 and latents.std().item() == pytest.approx(1, abs=0.02)
     if name == "AutoencoderKL":  # a VQModel's is tried above; to start another process takes its time
         theirs = run_without_the_package(run, tmp_path / "again", tmp_path / "cache", labels=("3", 8))
@@ -140,14 +140,17 @@ def test_every_way_to_train_a_codebook_lowers_the_error(flags, preset, tmp_path)
         assert all(np.isfinite(line["entropy_loss"]) for line in lines)
         weights = [line["adaptive_weight"] for line in lines if "adaptive_weight" in line]
         assert len(weights) == 64 and weights[0] <= 0.5 * 2 / 41 and max(weights) <= 0.5 * 2  # weight, cap, warm-up
-    stored = VQModel.from_pretrained(run)
-    assert stored.quantize.embedding.weight.requires_grad
 
 
-def test_gradient_checkpointing_trains_the_same_model(preset, tmp_path):
+def test_gradient_checkpointing_trains_the_same_model(preset, tmp_path, monkeypatch):
+    recomputed, checkpoint = [], torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        torch.utils.checkpoint, "checkpoint", lambda *a, **k: recomputed.append(1) or checkpoint(*a, **k)
+    )
     for name, flags in (("plain", []), ("checkpointed", ["--gradient_checkpointing", "true"])):
         argv = ["--preset", preset, "--output_dir", str(tmp_path / name), "--max_train_steps", "4"]
         assert train_ddpm.main([*argv, *flags]) == 0
+        assert bool(recomputed) == bool(flags)
     assert_identical(final_state(tmp_path / "checkpointed")["models"], final_state(tmp_path / "plain")["models"])
 
 
@@ -158,7 +161,7 @@ def dtypes_in(state) -> set:
     return set().union(*map(dtypes_in, inner))
 
 
-def test_adam_of_8_bits_trains_and_continues_where_it_was(preset, tmp_path):
+def test_adam_of_8_bits_trains_and_continues_where_it_was(preset, tmp_path, capsys):
     pytest.importorskip("bitsandbytes")
     argv = ["--preset", preset, "--use_8bit_adam", "true", "--max_train_steps", "12", "--learning_rate", "3e-3"]
     wide = ["--vqvae.num_vq_embeddings", "4096", "--codebook_restart_steps", "3"]  # few parameters stay in 32 bits
@@ -170,6 +173,36 @@ def test_adam_of_8_bits_trains_and_continues_where_it_was(preset, tmp_path):
     shutil.rmtree(tmp_path / "parts" / "checkpoint-12")
     assert train_vqgan.main([*argv, *wide, "--output_dir", str(tmp_path / "parts")]) == 0  # from step 8
     np.testing.assert_allclose(curves(tmp_path / "parts" / "metrics.jsonl"), errors, rtol=1e-5)
+    argv[argv.index("true")] = "false"
+    again = [*argv, *wide, "--output_dir", str(tmp_path / "parts"), "--resume_from_checkpoint", "latest"]
+    assert train_vqgan.main(again) == 2
+    assert "trained with --use_8bit_adam true" in capsys.readouterr().err
+
+
+def test_a_run_with_a_codebook_of_averages_continues_to_the_bit(preset, tmp_path):
+    argv = ["--preset", preset, "--max_train_steps", "12", "--codebook_update", "ema", "--rotation_trick", "true"]
+    argv += ["--codebook_restart_steps", "5", "--entropy_weight", "0.1"]
+    for name in ("whole", "parts"):
+        assert train_vqgan.main([*argv, "--output_dir", str(tmp_path / name)]) == 0
+    shutil.rmtree(tmp_path / "parts" / "checkpoint-12")
+    assert train_vqgan.main([*argv, "--output_dir", str(tmp_path / "parts")]) == 0  # from step 8
+    assert_identical(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+
+
+def test_a_step_that_is_not_finite_leaves_a_codebook_of_averages_as_it_was(preset, tmp_path, monkeypatch):
+    flips = iter(range(10**6))
+
+    def broken(images, chosen):
+        return images * (float("nan") if next(flips) == 3 else 1.0)
+
+    monkeypatch.setattr(data, "flip", broken)
+    argv = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "8"]
+    argv += ["--skip_nonfinite_steps", "true", "--codebook_update", "ema", "--discriminator_weight", "0"]
+    assert train_vqgan.main(argv) == 0
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "skipped" in line] == [4]
+    assert all("mse_loss" in line for line in lines if line["step"] != 4)
+    assert final_state(tmp_path / "run")["states"]["codebook"]["ema_sums"].isfinite().all()
 
 
 def test_rare_classes_are_shown_more_often(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ accelerate launch train_scripts/train_ldm.py --preset mnist-ldm --train_data_dir
 import sys
 from pathlib import Path
 
+from hwdiffusion import InputError
 from hwdiffusion.config import Config, run_script
 from hwdiffusion.train_scripts import train_vqgan
 from hwdiffusion.train_scripts.train_ddpm import fit_unet
@@ -20,7 +21,7 @@ def train(config: Config) -> Path:
 
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
     from hwdiffusion.judge import TrainingJudge
-    from hwdiffusion.latents import LatentDataset, cached_latents, encode_batches, standardised
+    from hwdiffusion.latents import LatentDataset, cached_latents, encode_batches, how_many_tell, standardised
     from hwdiffusion.models import (
         build_noise_scheduler,
         build_unet,
@@ -46,6 +47,8 @@ def train(config: Config) -> Path:
     channels, size = image_channels(args), image_size(args)
     if first_stage is None:
         vqvae = load_autoencoder(args.vqvae, channels, size)
+        if args.latent_scaling == "config" and getattr(vqvae.config, "latents_mean", None) is not None:
+            raise InputError(f"--vqvae {args.vqvae} scales each channel by itself; give --latent_scaling measured")
     else:
         vqvae = build_vqvae(config.sections["vqvae"], channels, size)
     data = load_data(args)
@@ -67,7 +70,7 @@ def train(config: Config) -> Path:
     vqvae.to(trainer.device).eval().requires_grad_(False)
     if args.streaming:  # too much to be cached: encoded in passing
         dataset = data.train
-        measured = encode_batches(vqvae, data.train.spread_pictures(2000), args.random_flip)
+        measured = encode_batches(vqvae, data.train.spread_pictures(how_many_tell(size)), args.random_flip)
     elif args.dry_run:
         measured = torch.randn(len(data.train), 1, *latent_shape(vqvae, size))
         dataset = LatentDataset(measured, data.train.labels)

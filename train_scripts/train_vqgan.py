@@ -26,7 +26,7 @@ def train(config: Config, data=None) -> Path:
     from hwdiffusion import adversarial, figures
     from hwdiffusion.codebook import Codebook, advice
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
-    from hwdiffusion.latents import centred, encode_batches, encode_together
+    from hwdiffusion.latents import centred, encode_batches, encode_together, how_many_tell
     from hwdiffusion.models import build_vqvae, latent_shape
     from hwdiffusion.randomness import Draws
     from hwdiffusion.run_folder import check_run, prepare_output_dir
@@ -74,8 +74,7 @@ def train(config: Config, data=None) -> Path:
         frozen = trainer.unwrap("discriminator")  # the generator's turn: no gradients to gather from it
 
     def save(folder: Path):
-        # some 2,000 pictures tell mean and deviation of the latents to a percent
-        pictures = data.train.spread_pictures(2000)
+        pictures = data.train.spread_pictures(how_many_tell(image_size(args)))
         centred(stock, encode_batches(stock, pictures, args.random_flip)).save_pretrained(folder)
 
     def preview():
@@ -91,7 +90,8 @@ def train(config: Config, data=None) -> Path:
             trainer.print(f"warning: {cure}")
         return measured
 
-    for batch in trainer.batches(data.train, save, preview, Evaluation(args.evaluation_steps, measure)):
+    evaluation = Evaluation(args.evaluation_steps, measure, draws=True)
+    for batch in trainer.batches(data.train, save, preview, evaluation):
         images = to_model_range(batch.data[0])
         if args.random_flip:
             images = flip(images, batch.draws.uniform("flip") < 0.5)
@@ -105,7 +105,7 @@ def train(config: Config, data=None) -> Path:
             trainer.log(perceptual_loss=perceptual)
         loss = reconstruction_loss + args.codebook_weight * codebook_loss.float()
         if args.entropy_weight > 0:
-            entropy = codebook.entropy_loss()
+            entropy = codebook.entropy_loss(batch.draws)
             loss = loss + args.entropy_weight * entropy
             trainer.log(entropy_loss=entropy)
 
@@ -152,13 +152,13 @@ def build_helpers(config: Config, data) -> tuple:
     Raises:
         InputError: a model can't be had, or doesn't fit the pictures.
     """
-    from hwdiffusion.data import image_channels
+    from hwdiffusion.data import image_channels, image_size
     from hwdiffusion.perceptual import build_perceptual_loss
     from hwdiffusion.reconstruction import ReconstructionJudge
 
     args, perceptual_loss = config.args, None
     if args.perceptual_weight > 0:
-        perceptual_loss = build_perceptual_loss(args.perceptual_model, image_channels(args))
+        perceptual_loss = build_perceptual_loss(args.perceptual_model, (image_channels(args), *image_size(args)))
     return perceptual_loss, ReconstructionJudge(data.validation, args.evaluation_classifier)
 
 
