@@ -1,11 +1,13 @@
 """Every source of pictures and labels, split by split, not yet decoded.
 
-There are the embedded digits, a data set of the Hub, a folder of parquet files, a folder with one sub-folder a class,
-a folder of pictures without labels, and arrays in an .npz file. To add one, write a function that returns a dict of
-`Source`, one a split, and call it in `read_sources`.
+There are the embedded digits and shapes, a data set of the Hub, a folder of parquet files, a folder with one
+sub-folder a class, a folder of pictures without labels or with a list of theirs, and arrays in an .npz file. To add
+one, write a function that returns a dict of `Source`, one a split, and call it in `read_sources`.
 """
 
+import difflib
 import io
+import json
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from hwdiffusion import InputError
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
 NULL_LABEL = -1
+METADATA_FILE, OBJECTS_FILE = "metadata.jsonl", "objects.json"  # as `datasets` and i-CLEVR have them
 
 
 @dataclass
@@ -39,15 +42,28 @@ def describe(args) -> str:
 
 
 def read_sources(args) -> dict[str, Source]:
-    """The splits of what the arguments name."""
+    """The splits of what the arguments name, with room for as many labels a picture in each."""
+    sources = _read_sources(args)
+    most = max(source.labels.shape[1] for source in sources.values())
+    for source in sources.values():
+        room = ((0, 0), (0, most - source.labels.shape[1]))
+        source.labels = np.pad(source.labels, room, constant_values=NULL_LABEL)
+    return sources
+
+
+def _read_sources(args) -> dict[str, Source]:
     if args.train_data_dir is not None:
         folder = Path(args.train_data_dir)
         if folder.suffix == ".npz":
             return from_arrays(args, folder)
+        if any((folder / name).is_file() for name in (OBJECTS_FILE, METADATA_FILE, f"train/{METADATA_FILE}")):
+            return from_lists(args, folder)
         if not folder.is_dir() and not (folder.suffix == ".parquet" and folder.is_file()):
             raise InputError(f"--train_data_dir {folder} is not a folder")
     elif args.dataset_name == "digits":
         return embedded_digits()
+    elif args.dataset_name == "shapes":
+        return embedded_shapes(args)
     splits, train, validation = load_splits(args)
     if splits is None:
         return from_image_folder(args, Path(args.train_data_dir))
@@ -70,9 +86,145 @@ def embedded_digits() -> dict[str, Source]:
     return {"train": source}
 
 
+def embedded_shapes(args) -> dict[str, Source]:
+    """Rendered pictures with sets of labels, see `shapes.py`: 18,009 to train on, 2,001 held out."""
+    from hwdiffusion import shapes
+
+    if args.image_column or args.label_column:
+        column = args.image_column or args.label_column
+        raise InputError(f"the embedded shapes have no columns, so column {column!r} can't be chosen")
+    size = (args.resolution[0], args.resolution[-1])
+
+    def source_of(split: str) -> Source:
+        count = shapes.SPLITS[split] * shapes.MOST
+        # a few are rendered as they are asked for
+        pictures = shapes.cached(split, size) if args.max_train_samples is None else None
+
+        def open_one(index: int) -> Image.Image:
+            return Image.fromarray(
+                shapes.render(split, index, size) if pictures is None else np.asarray(pictures[index])
+            )
+
+        return Source(
+            size=count,
+            open=open_one,
+            name=lambda index: f"picture {index} of the embedded shapes",
+            labels=padded([shapes.label_set(split, index) for index in range(count)]),
+            class_names=list(shapes.NAMES),
+        )
+
+    return {split: source_of(split) for split in shapes.SPLITS}
+
+
+def padded(sets: list[list[int]]) -> np.ndarray:
+    """Sets of ids as an array `(N, T)`, T the size of the largest, padded with -1."""
+    labels = np.full((len(sets), max(map(len, sets), default=0)), NULL_LABEL, dtype=np.int64)
+    for row, ids in enumerate(sets):
+        labels[row, : len(ids)] = ids
+    return labels
+
+
+def from_lists(args, folder: Path) -> dict[str, Source]:
+    """A folder whose pictures have sets of labels, which a file lists.
+
+    As i-CLEVR is distributed: `objects.json`, every name's id, and `train.json`, every picture's names, beside the
+    pictures or a sub-folder with them. Or as `datasets` has it: `metadata.jsonl`, a line a picture with its
+    `file_name` and a column of names (a list, or one name), in the folder or in its sub-folders train, validation or
+    test.
+    """
+    if (folder / OBJECTS_FILE).is_file():
+        ids = _read_json(folder / OBJECTS_FILE, dict)
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise InputError(f"{folder / OBJECTS_FILE} must give every name an id of its own, from 0 on")
+        class_names = sorted(ids, key=ids.get)
+        entries = _read_json(folder / "train.json", dict)
+        if not entries or not all(isinstance(names, list) for names in entries.values()):
+            raise InputError(f"{folder / 'train.json'} must give every picture a list of names")
+        inside = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
+        where = next((path for path in inside if (path / next(iter(entries))).is_file()), folder)
+        return {"train": _listed(folder / "train.json", where, entries, class_names)}
+    places = {path.name: path for path in sorted(folder.iterdir()) if path.name in ("train", *VALIDATION_SPLITS)}
+    places = {name: path for name, path in places.items() if (path / METADATA_FILE).is_file()} or {"train": folder}
+    lists = {name: _read_metadata(args, place / METADATA_FILE) for name, place in places.items()}
+    class_names = sorted({name for names in lists["train"].values() for name in names})
+    return {
+        name: _listed(places[name] / METADATA_FILE, places[name], entries, class_names)
+        for name, entries in lists.items()
+    }
+
+
+def _read_json(path: Path, kind: type):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as JSON: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, kind):
+        raise InputError(f"{path} must hold a {kind.__name__}, not a {type(content).__name__}")
+    return content
+
+
+def _read_metadata(args, path: Path) -> dict[str, list[str]]:
+    """Every picture's names, from lines with a `file_name` and a column of names."""
+    entries, column = {}, args.label_column
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"line {number} of {path} is no JSON: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise InputError(f"line {number} of {path} must be an object with a `file_name`")
+        if column is None:
+            column = next((key for key in row if key != "file_name" and _names_in(row[key]) is not None), None)
+        names = None if column is None else _names_in(row.get(column))
+        if names is None:
+            wanted = "column of names" if column is None else f"names in {column!r}"
+            raise InputError(f"line {number} of {path} has no {wanted}; its columns are {few(list(row))}")
+        if row["file_name"] in entries:
+            raise InputError(f"line {number} of {path} names {row['file_name']} again")
+        entries[row["file_name"]] = names
+    if not entries:
+        raise InputError(f"{path} names no pictures")
+    return entries
+
+
+def _names_in(value) -> list[str] | None:
+    names = [value] if isinstance(value, str) else value
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _listed(listing: Path, folder: Path, entries: dict[str, list[str]], class_names: list[str]) -> Source:
+    ids = {name: index for index, name in enumerate(class_names)}
+    for picture, names in entries.items():
+        for name in names:
+            if name not in ids:
+                nearest = difflib.get_close_matches(str(name), class_names, n=1)
+                hint = f"; the nearest known name is {nearest[0]!r}" if nearest else ""
+                raise InputError(f"{listing} gives {picture} the unknown name {name!r}{hint}")
+        if len(set(names)) < len(names):
+            raise InputError(f"{listing} gives {picture} a name twice: {few(names)}; a set has each once")
+    missing = [picture for picture in entries if not (folder / picture).is_file()]
+    if missing:
+        raise InputError(f"{listing} names {len(missing)} pictures that aren't in {folder}: {few(missing, 3)}")
+    listed = {folder / picture for picture in entries}
+    others = [path.name for path in _images_in(folder) if path not in listed]
+    if others:
+        raise InputError(f"{folder} holds {len(others)} pictures that {listing} doesn't name: {few(others, 3)}")
+    paths = [folder / picture for picture in entries]
+    return Source(
+        size=len(paths),
+        open=lambda index: Image.open(paths[index]),
+        name=lambda index: str(paths[index]),
+        labels=padded([[ids[name] for name in names] for names in entries.values()]),
+        class_names=class_names,
+    )
+
+
 def from_arrays(args, path: Path) -> dict[str, Source]:
-    """Arrays of an .npz file: `images`, uint8 `(N, H, W)` or `(N, H, W, C)`, and optionally `labels` `(N,)` with ids,
-    and `class_names`; `arr_0` and `arr_1`, as `numpy.savez` names what has no name, do for the first two."""
+    """Arrays of an .npz file: `images`, uint8 `(N, H, W)` or `(N, H, W, C)`, and optionally `labels`, ids `(N,)` or
+    sets of them as zeros and ones `(N, K)`, and `class_names`; `arr_0` and `arr_1`, as `numpy.savez` names what has no
+    name, do for the first two."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -96,7 +248,17 @@ def from_arrays(args, path: Path) -> dict[str, Source]:
             f"{path} has no columns, so column {(args.image_column or args.label_column)!r} can't be chosen"
         )
     class_names: list[str] = []
-    if labels is not None:
+    if labels is not None and labels.ndim == 2:
+        if len(labels) != len(images) or labels.dtype.kind not in "iub" or not np.isin(labels, (0, 1)).all():
+            raise InputError(
+                f"`labels` of {path} must be {len(images)} ids or rows of zeros and ones, not {labels.dtype} "
+                f"{labels.shape}"
+            )
+        class_names = [str(name) for name in arrays.get("class_names", np.arange(labels.shape[1]))]
+        if len(set(class_names)) < labels.shape[1] or len(class_names) != labels.shape[1]:
+            raise InputError(f"`class_names` of {path} must be {labels.shape[1]} that differ, not {few(class_names)}")
+        labels = padded([np.flatnonzero(row).tolist() for row in labels])
+    elif labels is not None:
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
             least = f", the least {labels.min()}" if labels.size and labels.dtype.kind in "iu" else ""
             held = f"{labels.dtype} {labels.shape}{least}"
@@ -109,11 +271,12 @@ def from_arrays(args, path: Path) -> dict[str, Source]:
             raise InputError(
                 f"`labels` of {path} go up to {labels.max()}, but there are {len(class_names)} class_names"
             )
+        labels = labels.astype(np.int64)[:, None]
     source = Source(
         size=len(images),
         open=lambda index: Image.fromarray(images[index].squeeze(-1) if images.shape[3:] == (1,) else images[index]),
         name=lambda index: f"picture {index} of {path}",
-        labels=np.zeros((len(images), 0), np.int64) if labels is None else labels.astype(np.int64)[:, None],
+        labels=np.zeros((len(images), 0), np.int64) if labels is None else labels,
         class_names=class_names,
     )
     return {"train": source}
@@ -245,7 +408,12 @@ def choose_columns(args, features: dict) -> tuple[str, str | None]:
     image_column = choose(args.image_column, "image", images)
     if image_column is None:
         raise InputError(f"{describe(args)} has no image column; its columns are {', '.join(features)}")
-    classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    lists = (datasets.List, datasets.LargeList)
+    classes = [
+        name
+        for name, kind in features.items()
+        if isinstance(kind.feature if isinstance(kind, lists) else kind, datasets.ClassLabel)
+    ]
     return image_column, choose(args.label_column, "label", classes)
 
 
@@ -293,6 +461,8 @@ def _class_labels(args, split_name: str, split, column: str, class_names: list |
     import datasets
 
     kind, values = split.features[column], split[column][:]
+    if isinstance(kind, (datasets.List, datasets.LargeList)):
+        return _label_sets(args, split_name, kind.feature, column, values, class_names)
     if isinstance(kind, datasets.ClassLabel):
         labels = [NULL_LABEL if value is None else value for value in values]
         class_names = kind.names
@@ -312,6 +482,37 @@ def _class_labels(args, split_name: str, split, column: str, class_names: list |
             f"are {allowed}"
         )
     return labels[:, None], class_names
+
+
+def _label_sets(args, split_name: str, kind, column: str, values: list, class_names: list | None):
+    """Sets of labels from a column of lists: of class labels, of names, or, all of one length, of zeros and ones."""
+    import datasets
+
+    rows = [[] if value is None else value for value in values]
+    where = f"of split {split_name} of {describe(args)}"
+    entries = {type(entry) for row in rows for entry in row}
+    if isinstance(kind, datasets.ClassLabel):
+        class_names, sets = kind.names, rows
+    elif entries <= {str}:
+        class_names = class_names or sorted({name for row in rows for name in row})
+        ids = {name: index for index, name in enumerate(class_names)}
+        sets = [[ids.get(name, NULL_LABEL) for name in row] for row in rows]
+    elif (
+        entries <= {int, bool} and len({len(row) for row in rows}) == 1 and {n for row in rows for n in row} <= {0, 1}
+    ):
+        class_names = class_names or list(map(str, range(len(rows[0]))))
+        sets = [[index for index, present in enumerate(row) if present] for row in rows]
+    else:
+        raise InputError(
+            f"column {column!r} of {describe(args)} holds lists of {kind}; they must be class labels, names, or "
+            "vectors of zeros and ones, all of one length"
+        )
+    for place, ids in enumerate(sets):
+        if len(set(ids)) < len(ids):
+            raise InputError(f"row {place} {where} has a label twice, in {values[place]}; a set has each once")
+        if not all(0 <= label < len(class_names) for label in ids):
+            raise InputError(f"row {place} {where} has the labels {values[place]}; allowed are {few(class_names)}")
+    return padded(sets), class_names
 
 
 def read_image(source: Source, index: int, decode: Callable[[Image.Image], np.ndarray]) -> np.ndarray:

@@ -156,7 +156,8 @@ def label_ids(labels: Any, id2label: dict[int, str], max_labels: int = 1) -> tor
         `(B, T)` ids in [0, K), padded with -1.
 
     Raises:
-        ValueError: an id outside [0, K), an unknown name (the nearest known one is named), too many labels in a set.
+        ValueError: an id outside [0, K), an unknown name (the nearest known one is named), too many labels in a set,
+            or one of them twice.
         TypeError: an entry that is none of the above.
     """
     if isinstance(labels, (torch.Tensor, np.ndarray)):
@@ -182,6 +183,8 @@ def label_ids(labels: Any, id2label: dict[int, str], max_labels: int = 1) -> tor
             raise ValueError(f"labels[{row}] holds {len(entry)} labels, but this model takes at most {max_labels}")
         for slot, label in enumerate(entry):
             ids[row, slot] = _label_id(label, name2id, len(id2label))
+            if ids[row, slot] in ids[row, :slot]:
+                raise ValueError(f"labels[{row}] holds {label!r} twice; a set has each label once")
     return ids
 
 

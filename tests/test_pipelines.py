@@ -56,6 +56,12 @@ def test_ids_names_sets_and_tensors_are_one_encoding():
     assert torch.equal(label_ids(1, NAMES), label_ids([1], NAMES))
 
 
+def test_a_label_twice_in_a_set_is_refused():
+    for twice in ([["cat", 2], ["dog", 1]], torch.tensor([[0, 2], [1, 1]])):
+        with pytest.raises(ValueError, match="labels.1. holds 1 twice; a set has each label once"):
+            label_ids(twice, NAMES, max_labels=2)
+
+
 def test_tokens_are_one_hot_and_null_is_zero():
     tokens = label_tokens(label_ids([["dog", 2], None, []], NAMES, max_labels=2), 3)
     assert tokens.tolist() == [[[0, 1, 0], [0, 0, 1]], [[0, 0, 0]] * 2, [[0, 0, 0]] * 2]

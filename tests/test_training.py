@@ -231,6 +231,28 @@ def test_a_pixel_diffusion_trains_with_every_conditioning(conditioning, tmp_path
     assert pipe(labels=None if conditioning == "unconditional" else [3]).images[0].size == (8, 8)
 
 
+@pytest.mark.parametrize("conditioning", ["projection", "tokens"])
+def test_sets_of_labels_train_and_their_order_does_not_matter(conditioning, tmp_path):
+    unet = {**TINY_UNET, **(PROJECTION if conditioning == "projection" else TOKENS)}
+    preset = write_preset(tmp_path / "p.yaml", {**TINY_PRESET, "dataset_name": "shapes", "image_mode": "RGB",
+                                                "max_train_steps": 6, "unet": unet})  # fmt: skip
+    run = tmp_path / "run"
+    assert train_ddpm.main(["--preset", preset, "--output_dir", str(run)]) == 0
+    pipe = ClassConditionalPipeline.from_pretrained(run)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.num_classes == 24 and pipe.config.max_labels == 3
+    drawn = [
+        pipe(labels=[order], generator=seeds(0), guidance_scale=2.0, output_type="pt").images
+        for order in (["red sphere", "cyan cube"], ["cyan cube", "red sphere"], ["cyan cube", "gray cube"])
+    ]
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=1e-4)
+    assert not torch.allclose(drawn[0], drawn[2], rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="unknown label 'red spher'; the nearest known one is 'red sphere'"):
+        pipe(labels=[["red spher"]])
+    with pytest.raises(ValueError, match="holds 4 labels, but this model takes at most 3"):
+        pipe(labels=[["red cube", "blue cube", "gray cube", "cyan cube"]])
+
+
 @pytest.mark.parametrize("script", ["train_ddpm", "train_ldm"])
 def test_a_flow_trains_and_leaves_a_pipeline_that_draws(script, tmp_path):
     flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
