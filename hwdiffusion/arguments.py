@@ -134,8 +134,9 @@ class VQGANArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "By what: an image model of transformers, whose hidden states are compared; `lpips`, if that is "
-            "installed; or MODULE:NAME of your own, a class or function without arguments that gives a function of "
-            "two batches in [-1, 1]. Default: a Laplacian pyramid, which needs no model."
+            "installed; or MODULE:NAME of your own, in the current folder or installed, a class or function without "
+            "arguments that gives a function from two batches in [-1, 1] to one number. Default: a Laplacian pyramid, "
+            "which needs no model."
         },
     )
     codebook_weight: float = field(default=1.0, metadata={"help": "Weight of codebook and commitment loss."})

@@ -34,6 +34,7 @@ from hwdiffusion.arguments import (
     DiffusionArguments,
     DrawingArguments,
     EvaluationArguments,
+    LatentDiffusionArguments,
     MachineArguments,
     TrainingArguments,
     VQGANArguments,
@@ -199,6 +200,8 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     for other, section in scripts.items():
         known = [item.name for item in fields(SCRIPTS[other]) if item.name not in _OF_ONE_START]
         for key in section:
+            if key not in known and (other, key) in overrides:
+                raise InputError(f"unknown flag --{other}.{key}{_nearest(key, known)}")
             if key not in known:
                 raise InputError(f"section {other} of preset {name} has an unknown flag {key!r}{_nearest(key, known)}")
     known_anywhere = {item.name for cls in SCRIPTS.values() for item in fields(cls)}
@@ -207,6 +210,11 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
             known = sorted({*known_anywhere, *MODEL_SECTIONS, *SCRIPTS})
             raise InputError(f"preset {name} has an unknown key {key!r}{_nearest(key, known)}")
     given = {flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
+    if {"vae", "vqvae"} <= given:
+        raise InputError("--vae is another name of --vqvae; give one of them")
+    of_first_stage = [f"--{section}.{key}" for section, key in overrides if section in ("vqvae", "train_vqgan")]
+    if script == "train_ldm" and given & {"vae", "vqvae"} and of_first_stage:
+        raise InputError(f"{of_first_stage[0]} is for the first stage, whose place --vqvae takes; give one of them")
     displaced = set()
     if given & {"train_data_dir", "dataset_name"}:
         # the user's own data takes the place of the preset's, columns and all
@@ -407,6 +415,8 @@ def _validate(args: TrainingArguments):
         require(args.random_scale < 1, "random_scale", "less than 1")
         if args.vqvae is not None and not args.noise_aware:
             raise InputError("--vqvae is for --noise_aware classifiers, which guide; a clean one sees pictures")
+    if isinstance(args, LatentDiffusionArguments) and args.latent_scaling == "config" and args.vqvae is None:
+        raise InputError("--latent_scaling config is for an autoencoder that is given by --vqvae")
     if isinstance(args, VQGANArguments):
         require(0 <= args.discriminator_start < 1, "discriminator_start", "at least 0 and less than 1")
         require(0 <= args.codebook_restart_until <= 1, "codebook_restart_until", "in 0 to 1")
@@ -420,8 +430,16 @@ def _validate(args: TrainingArguments):
         require(channels > 0 and channels % 8 == 0, "discriminator_channels", "a positive multiple of 8")
         weights = ("mse_weight", "l1_weight", "perceptual_weight", "codebook_weight", "discriminator_weight",
                    "entropy_weight")  # fmt: skip
-        for key in weights:
-            require(getattr(args, key) >= 0, key, "at least 0")
+        for key in (*weights, "commitment_beta"):
+            require(0 <= getattr(args, key) < float("inf"), key, "at least 0")
+        if not any(getattr(args, key) for key in weights[:3]):
+            raise InputError(f"one of {', '.join(f'--{key}' for key in weights[:3])} must be positive")
+        if args.discriminator_weight > 0 and min(args.resolution) >> args.discriminator_layers == 0:
+            most = min(args.resolution).bit_length() - 1
+            raise InputError(
+                f"--discriminator_layers {args.discriminator_layers} halves pictures of {min(args.resolution)} pixels "
+                f"too often; give at most {most}"
+            )
 
 
 def _parse(script: str, argv: list[str]) -> TrainingArguments:
@@ -443,6 +461,8 @@ def _parse_flags(cls: type, prog: str, argv: list[str]):
     if unknown:
         known = [f"--{item.name}" for item in fields(cls)]
         flag = unknown[0].split("=")[0]
+        if cls is LatentDiffusionArguments and flag[2:] in {item.name for item in fields(VQGANArguments)}:
+            raise InputError(f"unknown flag {flag}; for the first stage give --train_vqgan.{flag[2:]}")
         if not flag.startswith("-"):
             raise InputError(f"{flag!r} belongs to no flag; a flag that takes one value was given more")
         raise InputError(f"unknown flag {flag}{_nearest(flag, known)}; --help lists them")

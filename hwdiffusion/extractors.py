@@ -13,13 +13,14 @@ from hwdiffusion import InputError
 from hwdiffusion.pipelines import scaled
 
 
-def load_extractor(name: str, source: str | None, device: torch.device | str = "cpu"):
+def load_extractor(name: str, source: str | None, device: torch.device | str = "cpu", flag: str = "--classifier"):
     """The extractor of that name.
 
     Args:
         name: classifier, inception or dinov2.
         source: a folder or Hub id of the classifier or the DINOv2, a file with the weights of Inception; `None` takes
             the standard one, which a classifier hasn't.
+        flag: by which a classifier is given, for what is said of it.
 
     Raises:
         InputError: it can't be had.
@@ -27,7 +28,7 @@ def load_extractor(name: str, source: str | None, device: torch.device | str = "
     if name == "classifier":
         if source is None:
             raise InputError("the extractor `classifier` needs --classifier FOLDER; train_classifier.py trains one")
-        return ClassifierExtractor(source, device)
+        return ClassifierExtractor(source, device, flag)
     return {"inception": InceptionExtractor, "dinov2": DINOv2Extractor}[name](source, device)
 
 
@@ -50,19 +51,19 @@ class ClassifierExtractor:
 
     name = "classifier"
 
-    def __init__(self, source: str, device="cpu"):
+    def __init__(self, source: str, device="cpu", flag: str = "--classifier"):
         from transformers import ResNetForImageClassification
 
         try:
             self.model = ResNetForImageClassification.from_pretrained(source).to(device).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"--classifier {source} can't be loaded: {reason}") from error
+            raise InputError(f"{flag} {source} can't be loaded: {reason}") from error
         config = self.model.config
         if not hasattr(config, "image_size") or not hasattr(config, "pretext"):
-            raise InputError(f"--classifier {source} says nothing of its inputs; use one of train_classifier.py")
+            raise InputError(f"{flag} {source} says nothing of its inputs; use one of train_classifier.py")
         if config.noise_aware:
-            raise InputError(f"--classifier {source} is trained on noisy pictures; metrics need a clean one")
+            raise InputError(f"{flag} {source} is trained on noisy pictures; metrics need a clean one")
         self.source, self.device = source, device
         self.dimension = config.hidden_sizes[-1]
         # a network that only knows how a picture is turned can't judge labels

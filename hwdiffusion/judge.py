@@ -118,7 +118,9 @@ class TrainingJudge:
     """
 
     def __init__(self, args, data: Data, class_names: list[str]):
-        extractor = load_extractor("classifier", args.evaluation_classifier, current_processes().device)
+        extractor = load_extractor(
+            "classifier", args.evaluation_classifier, current_processes().device, "--evaluation_classifier"
+        )
         wanted = {"distances"}
         if class_names and extractor.class_names is not None:
             wanted.add("labels")

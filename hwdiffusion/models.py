@@ -214,7 +214,7 @@ def load_autoencoder(path: str, channels: int, size: tuple[int, int]) -> Autoenc
             )
     try:
         subfolder, config = _first_config(path, places)
-        name = config.get("_class_name")
+        name = config.get("_class_name") or config.get("model_type")
         if name not in AUTOENCODERS:
             raise InputError(f"--vqvae {path} holds a {name}, not one of {', '.join(AUTOENCODERS)}")
         vqvae = AUTOENCODERS[name].from_pretrained(path, subfolder=subfolder)

@@ -34,8 +34,11 @@ def build_perceptual_loss(name: str | None, shape: tuple[int, int, int]) -> Perc
     try:
         one, other = torch.zeros(2, 1, *shape)
         value = loss(one.requires_grad_(), other)
-        if value.shape != () or not value.isfinite():
-            raise ValueError(f"it gives {value.tolist()}, not a finite number")
+        if not isinstance(value, torch.Tensor) or value.shape != ():
+            given = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"it must give one number, a tensor of shape (), not {given}")
+        if not value.isfinite() or not value.requires_grad:
+            raise ValueError("the number that it gives must be finite and have a gradient")
         value.backward()
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

@@ -35,7 +35,9 @@ class ReconstructionJudge:
         self.dataset = dataset
         self.extractor = None
         if classifier is not None:
-            self.extractor = load_extractor("classifier", classifier, current_processes().device)
+            self.extractor = load_extractor(
+                "classifier", classifier, current_processes().device, "--evaluation_classifier"
+            )
             if len(dataset) <= self.extractor.dimension:
                 raise InputError(
                     f"a Fréchet distance of {self.extractor.dimension} features needs at least "

@@ -139,7 +139,10 @@ def test_a_loss_that_is_no_number_or_a_model_of_texts_is_refused(tmp_path, monke
 
     (tmp_path / "other_losses.py").write_text("def pixelwise():\n    return lambda x, y: (x - y).square()\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="other_losses:pixelwise can't compare pictures of 1x2x2: it gives .*, not a"):
+    with pytest.raises(
+        InputError,
+        match="other_losses:pixelwise can't compare pictures of 1x2x2: it must give one number, .* not .1, 1, 2, 2.",
+    ):
         build_perceptual_loss("other_losses:pixelwise", (1, 2, 2))
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertModel(BertConfig(vocab_size=10, **sizes)).save_pretrained(tmp_path / "bert")

@@ -148,5 +148,5 @@ def test_too_few_pictures_for_a_frechet_distance_are_refused(dataset, classifier
     few = dataset.subset(torch.arange(16).numpy())
     with pytest.raises(InputError, match="needs at least 17 validation pictures, but there are 16"):
         ReconstructionJudge(few, classifier)
-    with pytest.raises(InputError, match="gone can't be loaded"):
+    with pytest.raises(InputError, match="--evaluation_classifier gone can't be loaded"):
         ReconstructionJudge(few, "gone")
