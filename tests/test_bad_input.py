@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from running import MAIN, TINY_PRESET, write_preset
+from tiny import make_autoencoder
 
 from hwdiffusion.models import build_vqvae
 
@@ -300,3 +301,11 @@ def test_an_autoencoder_of_another_kind_is_refused(fails, tmp_path):
     )
     said = fails("train_ldm", "--vae", tmp_path / "v")
     assert "holds a AutoencoderKLTemporalDecoder, not one of VQModel, AutoencoderKL, AutoencoderTiny" in said
+
+
+def test_an_autoencoder_that_scales_each_channel_by_itself_is_measured_or_refused(fails, tmp_path):
+    vae = make_autoencoder("AutoencoderKL")
+    vae.register_to_config(latents_mean=[0.5] * 3, latents_std=[2.0] * 3)
+    vae.save_pretrained(tmp_path / "v")
+    said = fails("train_ldm", "--vae", tmp_path / "v", "--latent_scaling", "config")
+    assert "scales each channel by itself; give --latent_scaling measured" in said

@@ -707,6 +707,19 @@ def test_every_kind_of_autoencoder_encodes_varies_and_decodes(name, tmp_path):
     assert half.isfinite().all() and half.shape == drawn.shape
 
 
+@torch.no_grad()
+def test_an_autoencoder_that_says_it_overflows_in_float16_works_in_float32():
+    vae, seen = make_autoencoder("AutoencoderKL").half(), []
+    assert vae.config.force_upcast
+    pipe = ClassConditionalPipeline(make_unet("latent", (3, 8, 8)), DDIMScheduler(), vae, id2label=NAMES)
+    for name in ("encode", "decode"):
+        method = getattr(vae, name)
+        setattr(vae, name, lambda x, method=method: seen.append((x.dtype, vae.dtype)) or method(x))
+    pipe.encode_images(torch.rand(1, 1, 16, 16))
+    pipe.decode_latents(torch.randn(1, 3, 8, 8).half())
+    assert seen == [(torch.float32, torch.float32)] * 2 and vae.dtype == torch.float16
+
+
 def test_a_unet_and_an_autoencoder_of_other_channels_are_refused():
     with pytest.raises(ValueError, match="works on 2 channels, but the AutoencoderKL's latents have 3"):
         ClassConditionalPipeline(make_unet("latent", (2, 8, 8)), DDIMScheduler(), make_autoencoder("AutoencoderKL"))
