@@ -431,7 +431,7 @@ def test_the_entropy_loss_pulls_apart_what_has_collapsed():
     codebook.vectors.data.normal_()
     optimizer = torch.optim.Adam([*vqvae.encoder.parameters(), *vqvae.quant_conv.parameters()], lr=1e-2)
     before = None
-    for _ in range(25):
+    for _ in range(12):
         vqvae(digits(64))
         before = before or codebook.usage()
         codebook.reset()
