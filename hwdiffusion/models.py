@@ -231,13 +231,12 @@ def load_autoencoder(path: str, channels: int, size: tuple[int, int]) -> Autoenc
 
 
 def _first_config(path: str, places) -> tuple[str | None, dict]:
-    for place in places:
+    for place in places[:-1]:
         try:
             return place, VQModel.load_config(path, subfolder=place)
         except OSError:
-            if place == places[-1]:
-                raise
-    raise AssertionError("there is always a place to look")
+            pass
+    return places[-1], VQModel.load_config(path, subfolder=places[-1])
 
 
 def check_factor(factor: int, size: tuple[int, int]):
