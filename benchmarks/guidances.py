@@ -22,6 +22,7 @@ from hwdiffusion.comparison import Pictures
 from hwdiffusion.data import load_data
 from hwdiffusion.extractors import load_extractor
 from hwdiffusion.judge import Judge
+from hwdiffusion.label_sets import every_label, labels_in_turn
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.reference import RealSide, data_arguments
 from hwdiffusion.samples import draw, image_mode_of
@@ -90,7 +91,7 @@ def main():
             stop = min(start + args.batch_size, args.num_samples)
             chunks.append(draw(pipe, start, stop, args.seed, **options))
             seconds += time.perf_counter() - began
-        labels = torch.arange(args.num_samples) % pipe.num_classes
+        labels = labels_in_turn(every_label(pipe), 0, args.num_samples)
         report, _ = judge(Pictures(torch.cat(chunks), labels, list(pipe.id2label.values())), of=name)
         scores, distance = report["labels"], report["distances"]["frechet_distance"]
         results.append({"guidance": name, "images_per_second": args.num_samples / seconds, "report": report})

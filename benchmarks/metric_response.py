@@ -64,7 +64,7 @@ def main():
     print(f" with test accuracy {judge.extractor.describe()['test_accuracy']:.4f}\n")
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for name, (pictures, ids) in spoiled(images, labels[:, 0], data.train).items():
-        report, _ = judge(Pictures(pictures, ids, data.train.class_names), of=name)
+        report, _ = judge(Pictures(pictures, ids[:, None], data.train.class_names), of=name)
         reports[name] = report
         manifold, copies = report["manifold"], report["memorisation"]["pixels"]
         row = [report["labels"]["accuracy"], report["distances"]["frechet_distance"]]

@@ -185,6 +185,13 @@ class DiffusionArguments(TrainingArguments):
     label_dropout: float = field(
         default=0.1, metadata={"help": "How often labels are dropped, so that guidance works; 0: never."}
     )
+    single_label_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "How often each label of a set is dropped by itself, so that sets smaller than those of the "
+            "pictures can be asked for."
+        },
+    )
     timestep_sampling: Literal["uniform", "stratified", "logit_normal"] = field(
         default="stratified",
         metadata={"help": "Timesteps of a batch: independent, spread evenly, or so with more in the middle."},
@@ -292,7 +299,20 @@ class EvaluationArguments:
     train_data_dir: Optional[str] = field(
         default=None, metadata={"help": "Where the pictures that the run was trained on are now, if they have moved."}
     )
-    num_samples: int = field(default=10_000, metadata={"help": "How many to draw, in turn of every label."})
+    num_samples: int = field(
+        default=10_000,
+        metadata={"help": "How many to draw, in turn of every label, or of the held-out pictures' sets of labels."},
+    )
+    label_sets: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": 'A JSON file with sets of labels to draw instead, such as i-CLEVR\'s test.json: [["red cube", '
+            '"cyan sphere"], ...]. Then the labels alone are judged, unless --metrics says more.'
+        },
+    )
+    num_seeds: int = field(
+        default=10, metadata={"help": "How often each of --label_sets is drawn, by other seeds, for an interval."}
+    )
     batch_size: int = field(default=250, metadata={"help": "How many are drawn at once, at most 250."})
     seed: int = field(default=0, metadata={"help": "Sample i is drawn by the seed `seed` + i."})
     guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})

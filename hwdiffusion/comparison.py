@@ -14,9 +14,12 @@ from hwdiffusion.extractors import as_channels
 from hwdiffusion.metrics import (
     NEIGHBOURS,
     FeatureStatistics,
+    attribute_confusions,
     frechet_distance,
+    interval_over_repetitions,
     kernel_distance,
     label_scores,
+    labels_found,
     manifold_scores,
     memorisation,
     nearest_neighbours,
@@ -29,7 +32,7 @@ PIXELS = 32  # the largest side at which pictures are compared as they are
 
 @dataclass
 class Features:
-    """What is kept of pictures: features `(N, D)`, pixels `(N, P)`, probabilities `(N, K)` and labels `(N,)`."""
+    """What is kept of pictures: features `(N, D)`, pixels `(N, P)`, probabilities `(N, K)` and labels `(N, T)`."""
 
     features: torch.Tensor
     pixels: torch.Tensor
@@ -52,7 +55,7 @@ class Features:
 
 @dataclass
 class Pictures:
-    """Pictures in memory, as a data set: uint8 `(N, C, H, W)` and ids `(N,)` or `None`."""
+    """Pictures in memory, as a data set: uint8 `(N, C, H, W)` and ids `(N, T)` or `None`."""
 
     images: torch.Tensor
     labels: torch.Tensor | None
@@ -64,24 +67,24 @@ class Pictures:
     def __getitem__(self, places) -> tuple[torch.Tensor, torch.Tensor]:
         places = torch.as_tensor(places)
         none = torch.zeros(len(places), 0, dtype=torch.long)
-        return self.images[places], none if self.labels is None else self.labels[places][:, None]
+        return self.images[places], none if self.labels is None else self.labels[places]
 
 
 def batches_of(pictures) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """uint8 `(B, C, H, W)` and ids `(B,)` of samples or of a data set."""
+    """uint8 `(B, C, H, W)` and ids `(B, T)`, padded with -1, of samples or of a data set."""
     if isinstance(pictures, Samples):
         yield from pictures.batches()
         return
     for start in range(0, len(pictures), CHUNK):
         images, labels = pictures[range(start, min(start + CHUNK, len(pictures)))]
-        yield images, labels[:, 0] if labels.shape[1] else None
+        yield images, labels if labels.shape[1] else None
 
 
 def extract(extractor, pictures, what: str) -> Features:
     """Features of all pictures; no more than a batch of pictures is in memory at a time."""
     parts, names = [], extractor.class_names
     known = names is not None and set(pictures.class_names) <= set(names)
-    ids = torch.tensor([names.index(name) for name in pictures.class_names]) if known else None
+    ids = torch.tensor([*map(names.index, pictures.class_names), -1]) if known else None  # the last one pads
     for images, labels in tqdm(batches_of(pictures), total=-(-len(pictures) // CHUNK), desc=what, leave=False):
         features, probabilities = extractor(images)
         # by the ids of the classifier, which may know more classes
@@ -122,12 +125,9 @@ def measure(
         real, against = held_out[:half], held_out[half:]
     report: dict = {"floor": {"n": len(real), "of": "training" if training is not None else "one half"}}
     if "labels" in wanted:
-        report["labels"] = label_scores(ours.probabilities, ours.labels)
+        report["labels"] = named_label_scores(ours, class_names)
         if held_out.labels is not None:
-            report["floor"]["labels"] = label_scores(held_out.probabilities, held_out.labels)
-        for scores in (report["labels"], report["floor"].get("labels")):
-            if scores:
-                scores["per_class"] = dict(zip(class_names, scores["per_class"]))
+            report["floor"]["labels"] = named_label_scores(held_out, class_names)
     enough = {"distances": ours.features.shape[1], "manifold": NEIGHBOURS}
     for name, function in (("distances", distances), ("manifold", manifold)):
         if name in wanted:
@@ -140,6 +140,28 @@ def measure(
             for space in ("features", "pixels")
         }
     return report
+
+
+def named_label_scores(of: Features, class_names: list[str]) -> dict:
+    """[`label_scores`] of pictures with labels, with the names of classes, and what is taken for what."""
+    scores = label_scores(of.probabilities, of.labels)
+    scores["per_class"] = dict(zip(class_names, scores["per_class"]))
+    attributes = attribute_confusions(of.probabilities, of.labels, class_names)
+    return {**scores, **({"attributes": attributes} if attributes else {})}
+
+
+def accuracy_of_repetitions(of: Features, repetitions: int) -> dict:
+    """Label accuracy of samples of the same sets, drawn several times by other seeds, with an interval over these; for
+    each size of a set, too."""
+    known, found = of.labels >= 0, labels_found(of.probabilities, of.labels)  # (N, T)
+    found, known = (side.view(repetitions, -1, side.shape[1]).double() for side in (found, known))  # (R, S, T)
+    sizes = known[0].sum(dim=1)  # (S,)
+
+    def over(chosen) -> dict:
+        return interval_over_repetitions(found[:, chosen].sum(dim=(1, 2)) / known[:, chosen].sum(dim=(1, 2)))
+
+    by_size = {int(size): over(sizes == size) for size in sizes.unique()}
+    return {**over(sizes > 0), "by_size": by_size}
 
 
 def distances(real: Features, ours: Features) -> dict:

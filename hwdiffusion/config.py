@@ -285,6 +285,9 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
     if args.images is not None and args.resolution is None:
         raise InputError("--images needs --resolution, the size at which both sides are compared")
     require(args.num_samples >= 1, "num_samples", "at least 1")
+    require(args.num_seeds >= 2, "num_seeds", "at least 2")
+    if args.label_sets is not None and args.run is None:
+        raise InputError("--label_sets is what a run draws; with --images leave it out")
     require(1 <= args.batch_size <= CHUNK, "batch_size", f"in 1 to {CHUNK}")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     for scale in args.guidance_scale if isinstance(args.guidance_scale, list) else [args.guidance_scale]:
@@ -397,6 +400,7 @@ def _validate(args: TrainingArguments):
         raise InputError("give either --train_data_dir or --dataset_name, not both")
     if isinstance(args, DiffusionArguments):
         require(0 <= args.label_dropout < 1, "label_dropout", "at least 0 and less than 1")
+        require(0 <= args.single_label_dropout < 1, "single_label_dropout", "at least 0 and less than 1")
         require(args.snr_gamma is None or args.snr_gamma > 0, "snr_gamma", "positive")
         require(args.guidance_scale >= 1, "guidance_scale", "at least 1")
         require(args.num_inference_steps >= 1, "num_inference_steps", "at least 1")

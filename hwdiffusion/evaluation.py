@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
-from hwdiffusion import InputError, hub
+from hwdiffusion import InputError, figures, hub
 from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.comparison import batches_of, nearest_pairs
 from hwdiffusion.data import Data, load_images
 from hwdiffusion.judge import build_judge, classifier_config, trained
+from hwdiffusion.label_sets import names_of, read_label_sets, sets_to_draw
 from hwdiffusion.models import swap_scheduler
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.reference import RealSide, data_arguments
@@ -43,11 +45,13 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
         pipe = load_pipeline(args.run, device)
         choose_scheduler(pipe, args.scheduler)
         check_sampling(pipe, args)
-        class_names, count = list(pipe.id2label.values()), args.num_samples
+        sets = None if args.label_sets is None else read_label_sets(args.label_sets, pipe)
+        class_names = list(pipe.id2label.values())
+        count = args.num_samples if sets is None else args.num_seeds * len(sets)
     judge = build_judge(args, pipe, class_names, count, train_classifier, device)
     make_folder(output_dir)
     if pipe is not None:
-        pictures = Samples(output_dir, pipe, args)
+        pictures = Samples(output_dir, pipe, args, sets_to_draw(pipe, judge.real.held_out) if sets is None else sets)
         pictures.draw(pipe, processes)
     cas = None
     if "cas" in judge.wanted:
@@ -61,6 +65,10 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
         report["cas"] = cas
     if "memorisation" in report:
         nearest_pairs(ours, judge.training, pictures, judge.real.training).save(output_dir / "nearest.png")
+    if report.get("labels", {}).get("attributes"):
+        figures.confusion_plot(report["labels"]["attributes"], output_dir / "confusion.png")
+    if args.label_sets is not None:
+        grid_of_sets(pictures, sets).save(output_dir / "sets.png")
     write_json(output_dir / "evaluation.json", report)
     if pipe is not None:
         pictures.keep(args.save_images, output_dir)
@@ -69,6 +77,14 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
             hub.add_to_card(Path(args.run), as_table(report, markdown=True))
     print(as_table(report))
     return report
+
+
+def grid_of_sets(samples: Samples, sets: torch.Tensor, most: int = 64) -> Image.Image:
+    """The first sample of every set, with its labels under it."""
+    sets = sets[:most]
+    images = figures.to_pil(samples.images(torch.arange(len(sets))).float() / 127.5 - 1)
+    captions = [names_of(ids, samples.class_names) for ids in sets]
+    return figures.image_grid(images, columns=8, cell=96, captions=captions)
 
 
 def start(args: EvaluationArguments) -> torch.device:
@@ -146,7 +162,7 @@ def classification_accuracy_score(
     count, names = min(len(pictures), len(real.training)), real.training.class_names
     path = output_dir / "cas-generated.npz"
     if processes.is_main_process:
-        ids = torch.tensor([names.index(name) for name in pictures.class_names])
+        ids = torch.tensor([*map(names.index, pictures.class_names), -1])  # the last one pads
         save_npz(path, ((images, ids[labels]) for images, labels in batches_of(pictures)), names, count)
     processes.wait_for_everyone()
     images = real.training[[0]][0]

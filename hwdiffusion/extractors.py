@@ -66,6 +66,7 @@ class ClassifierExtractor:
             raise InputError(f"{flag} {source} is trained on noisy pictures; metrics need a clean one")
         self.source, self.device = source, device
         self.dimension = config.hidden_sizes[-1]
+        self.of_sets = config.problem_type == "multi_label_classification"
         # a network that only knows how a picture is turned can't judge labels
         self.class_names = (
             [config.id2label[k] for k in sorted(config.id2label)] if config.pretext == "labels" else None
@@ -76,7 +77,11 @@ class ClassifierExtractor:
         config = self.model.config
         pictures = as_channels(images.to(self.device).float() / 127.5 - 1, config.num_channels)
         pooled = self.model.resnet(scaled(pictures, config.image_size)).pooler_output  # (B, D, 1, 1)
-        probabilities = self.model.classifier(pooled).softmax(dim=1).cpu() if self.class_names else None
+        if self.class_names is None:
+            return pooled.flatten(1).cpu(), None
+        logits = self.model.classifier(pooled).cpu()
+        # each label by itself in float64, in which sure ones can still be told apart
+        probabilities = logits.double().sigmoid() if self.of_sets else logits.softmax(dim=1)
         return pooled.flatten(1).cpu(), probabilities
 
     def describe(self) -> dict:

@@ -23,9 +23,10 @@ def image_grid(
     column_names: Sequence[str] | None = None,
     cell: int = 64,
     gap: int = 4,
+    captions: Sequence[Sequence[str]] | None = None,
 ) -> Image.Image:
-    """Pictures in rows on a white ground, each scaled to about `cell` pixels, with the names of rows at the left and
-    those of columns above."""
+    """Pictures in rows on a white ground, each scaled to about `cell` pixels, with the names of rows at the left,
+    those of columns above, and the lines of a caption under each."""
     scale = max(1, round(cell / max(images[0].size)))
     width, height = (side * scale for side in images[0].size)
     rows = -(-len(images) // columns)
@@ -33,11 +34,17 @@ def image_grid(
     names = [str(name) for name in row_names or []]
     margin = max((round(font.getlength(name)) for name in names), default=0) + 2 * gap if names else gap
     top = gap + (round(font.size * 1.4) if column_names else 0)
-    grid = Image.new("RGB", (margin + columns * (width + gap), top + rows * (height + gap)), "white")
-    for index, image in enumerate(images):
-        place = margin + index % columns * (width + gap), top + index // columns * (height + gap)
-        grid.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), place)
+    below = ImageFont.load_default(size=max(9, width // 9))
+    line = round(below.size * 1.25)
+    under = line * max(map(len, captions)) + gap if captions else 0
+    grid = Image.new("RGB", (margin + columns * (width + gap), top + rows * (height + under + gap)), "white")
     draw = ImageDraw.Draw(grid)
+    for index, image in enumerate(images):
+        place = margin + index % columns * (width + gap), top + index // columns * (height + under + gap)
+        grid.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), place)
+        for number, text in enumerate(captions[index] if captions else []):
+            at = place[0] + width // 2, place[1] + height + number * line + gap // 2
+            draw.text(at, text, "black", below, anchor="mt")
     for row, name in enumerate(names):
         draw.text((margin - gap, top + row * (height + gap) + height // 2), name, "black", font, anchor="rm")
     for column, name in enumerate(column_names or []):
@@ -46,12 +53,19 @@ def image_grid(
     return grid
 
 
-def sample_grid(pipeline, seed: int, rows: int = 10, columns: int = 8) -> Image.Image:
+def sample_grid(
+    pipeline, seed: int, sets: torch.Tensor | None = None, rows: int = 10, columns: int = 8
+) -> Image.Image:
     """Samples of a pipeline, a row a label; every picture has a seed of its own, so grids of two runs compare.
 
     All processes must call it; each draws its share, and all have the picture.
+
+    Args:
+        sets: of labels, `(S, T)`, padded with -1, the first of which are drawn; by default every label.
     """
-    names = [pipeline.id2label[index] for index in sorted(pipeline.id2label)[:rows]]
+    sets = torch.arange(len(pipeline.id2label))[:, None] if sets is None else sets
+    sets = sets[:rows] if pipeline.id2label else sets[:0]
+    names = [", ".join(pipeline.id2label[index] for index in ids if index >= 0) for ids in sets.tolist()]
     count = columns * (len(names) or rows)
     pipeline.set_progress_bar_config(disable=True)
     processes = PartialState()
@@ -59,7 +73,7 @@ def sample_grid(pipeline, seed: int, rows: int = 10, columns: int = 8) -> Image.
     drawn = []
     if mine:  # of few pictures some of many processes have none
         drawn = pipeline(
-            labels=[place // columns for place in mine] if names else None,
+            labels=sets[[place // columns for place in mine]] if names else None,
             num_images_per_prompt=1 if names else len(mine),
             generator=[torch.Generator().manual_seed(seed + place) for place in mine],
         ).images
@@ -159,6 +173,39 @@ def loss_curve(metrics: Path, output: Path, smoothing: int = 50):
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(output, dpi=110)
+    plt.close(figure)
+
+
+def confusion_plot(attributes: list[dict], output: Path):
+    """What was seen in place of what was asked for, a panel an attribute (`metrics.attribute_confusions`), as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    sizes = [len(of["values"]) for of in attributes]
+    figure, all_axes = plt.subplots(
+        1,
+        len(attributes),
+        figsize=(1.6 * len(sizes) + 0.55 * sum(sizes), 1.4 + 0.55 * max(sizes)),
+        width_ratios=sizes,
+        constrained_layout=True,
+    )
+    for axes, of in zip(np.atleast_1d(all_axes), attributes):
+        counts = np.array(of["confusion"])
+        shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+        axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        for (row, column), share in np.ndenumerate(shares):
+            if counts[row, column]:
+                colour = "white" if share > 0.5 else "black"
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+        axes.set_xticks(range(len(of["values"])), of["values"], rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(of["values"])), of["values"])
+        axes.set_xlabel("seen")
+        axes.set_ylabel("asked for")
+        axes.set_title(f"{100 * of['accuracy']:.1f} % right", fontsize=9)
     figure.savefig(output, dpi=110)
     plt.close(figure)
 

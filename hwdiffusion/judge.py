@@ -9,15 +9,16 @@ from accelerate.utils import gather_object
 
 from hwdiffusion import InputError, __version__
 from hwdiffusion.arguments import EvaluationArguments
-from hwdiffusion.comparison import Features, Pictures, extract, measure
+from hwdiffusion.comparison import Features, Pictures, accuracy_of_repetitions, extract, measure
 from hwdiffusion.config import Config, parse
 from hwdiffusion.data import Data
 from hwdiffusion.extractors import load_extractor
+from hwdiffusion.label_sets import labels_in_turn, sets_to_draw
 from hwdiffusion.metrics import NEIGHBOURS
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.reference import RealSide, load_real_side
 from hwdiffusion.run_folder import current_processes
-from hwdiffusion.samples import CHUNK, Samples, draw, image_mode_of, labels_of
+from hwdiffusion.samples import CHUNK, Samples, draw, image_mode_of
 from hwdiffusion.sources import describe, few
 
 
@@ -41,6 +42,9 @@ class Judge:
             "reference": self.reference(),
             **measure(ours, self.held_out, training, self.wanted, self.extractor.class_names, self.seed),
         }
+        repetitions = pictures.repetitions if isinstance(pictures, Samples) else None
+        if repetitions is not None and "labels" in report:
+            report["labels"]["over_seeds"] = accuracy_of_repetitions(ours, repetitions)
         return report, ours
 
     def reference(self) -> dict:
@@ -141,9 +145,12 @@ class TrainingJudge:
         rank, world_size = current_processes().process_index, current_processes().num_processes
         share = -(-self.count // world_size)
         begin, end = min(rank * share, self.count), min((rank + 1) * share, self.count)
-        drawn = [draw(pipe, first, min(first + CHUNK, end), self.seed) for first in range(begin, end, CHUNK)]
+        sets = sets_to_draw(pipe, self.judge.real.held_out)
+        drawn = [
+            draw(pipe, first, min(first + CHUNK, end), self.seed, sets=sets) for first in range(begin, end, CHUNK)
+        ]
         images = torch.cat(gather_object(drawn) if world_size > 1 else drawn)
-        report, _ = self.judge(Pictures(images, labels_of(names, 0, self.count), names), of="run")
+        report, _ = self.judge(Pictures(images, labels_in_turn(sets, 0, self.count), names), of="run")
         measured = {"eval_frechet_distance": report["distances"]["frechet_distance"]}
         if "labels" in report:
             measured["eval_label_accuracy"] = report["labels"]["accuracy"]
@@ -161,7 +168,10 @@ def check_metrics(args: EvaluationArguments, class_names: list[str], real: RealS
     Raises:
         InputError: one was asked for that can't be had.
     """
-    wanted = set(args.metrics if args.metrics is not None else ("labels", "distances", "manifold", "memorisation"))
+    usual = ("labels", "distances", "manifold", "memorisation")
+    if args.label_sets is not None:  # whose pictures aren't distributed as the real ones
+        usual = ("labels",)
+    wanted = set(args.metrics if args.metrics is not None else usual)
 
     def leave_out(metrics: set[str], why: str):
         if args.metrics is not None and wanted & metrics:

@@ -9,10 +9,15 @@ import torch
 from hwdiffusion.randomness import Draws, epoch_order
 
 
-def drop_labels(tokens: torch.Tensor, probability: float, draws: Draws) -> torch.Tensor:
-    """Replace whole label sets of tokens `(B, T, K)` by the null label (Ho and Salimans 2022, algorithm 1)."""
+def drop_labels(tokens: torch.Tensor, probability: float, draws: Draws, single: float = 0.0) -> torch.Tensor:
+    """Replace whole label sets of tokens `(B, T, K)` by the null label (Ho and Salimans 2022, algorithm 1), and with
+    probability `single` each label of a set by itself."""
     keep = draws.uniform("label_dropout").to(tokens.device) >= probability  # (B,)
-    return tokens * keep[:, None, None]
+    tokens = tokens * keep[:, None, None]
+    if single > 0:
+        keep = draws.uniform("single_label_dropout", (tokens.shape[1],)).to(tokens.device) >= single  # (B, T)
+        tokens = tokens * keep[..., None]
+    return tokens
 
 
 def balanced_order(labels: torch.Tensor, balance: float) -> Callable[[int, int, int], np.ndarray]:

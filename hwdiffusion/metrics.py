@@ -27,28 +27,121 @@ def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def label_scores(probabilities: torch.Tensor, labels: torch.Tensor) -> dict:
-    """How often a classifier sees the label that was asked for.
+def labels_found(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Which labels of each set are among the classes with the k highest scores, k being the set's size: the protocol
+    of i-CLEVR, for one label a picture plain accuracy.
 
     Args:
-        probabilities: `(N, K)`, each row sums to 1.
-        labels: `(N,)` ids in [0, K).
+        scores: `(N, K)`, probabilities or logits.
+        labels: `(N, T)` ids in [0, K), padded with -1.
 
     Returns:
-        `accuracy` with its 95 % Wilson interval, `per_class` (a list of K, `None` for a class that was not asked for),
-        `worst_class` and the mean `confidence`, the probability of the label asked for.
+        Bools `(N, T)`, false for the padding.
     """
-    right = probabilities.argmax(dim=1) == labels
-    shares = [right[labels == label].double().mean().item() for label in range(probabilities.shape[1])]
+    known = labels >= 0
+    ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (N, K), 0 the highest
+    return known & (ranks.gather(1, labels.clamp(min=0)) < known.sum(dim=1, keepdim=True))
+
+
+def label_scores(probabilities: torch.Tensor, labels: torch.Tensor) -> dict:
+    """How often a classifier sees the labels that were asked for: over all labels of all sets.
+
+    Args:
+        probabilities: `(N, K)`; of single labels each row sums to 1, of sets each is by itself.
+        labels: `(N, T)` ids in [0, K), padded with -1; at least one is known.
+
+    Returns:
+        `n`, the number of labels; `accuracy` (see [`labels_found`]) with its 95 % Wilson interval, which takes labels
+        of one set for independent; `per_class` (a list of K, `None` for a class that was not asked for),
+        `worst_class` and the mean `confidence`, the probability of a label asked for. Of sets also `whole_sets`, the
+        share of pictures with all their labels, and `by_size`, `n` and `accuracy` for every size of a set.
+    """
+    known, found = labels >= 0, labels_found(probabilities, labels)  # (N, T)
+    asked, right = labels[known], found[known]
+    shares = [right[asked == label].double().mean().item() for label in range(probabilities.shape[1])]
     per_class = [None if math.isnan(share) else share for share in shares]
     low, high = wilson_interval(int(right.sum()), len(right))
-    return {
+    scores = {
+        "n": len(right),
         "accuracy": right.double().mean().item(),
         "accuracy_95": [low, high],
         "per_class": per_class,
         "worst_class": min(share for share in per_class if share is not None),
-        "confidence": probabilities.gather(1, labels[:, None]).double().mean().item(),
+        "confidence": probabilities.gather(1, labels.clamp(min=0))[known].double().mean().item(),
     }
+    if labels.shape[1] > 1:
+        sizes, hits = known.sum(dim=1), found.sum(dim=1)
+        scores["whole_sets"] = (hits == sizes)[sizes > 0].double().mean().item()
+        scores["by_size"] = {
+            size: {
+                "n": size * int((sizes == size).sum()),
+                "accuracy": hits[sizes == size].double().mean().item() / size,
+            }
+            for size in sizes.unique().tolist()
+            if size > 0
+        }
+    return scores
+
+
+def interval_over_repetitions(values: torch.Tensor) -> dict:
+    """Mean, standard deviation and 95 % interval (Student's t) of a measure taken R times, `(R,)`, R at least 2."""
+    from scipy.stats import t  # slow to import
+
+    values = values.double()
+    mean, deviation = values.mean().item(), values.std().item()
+    half = float(t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return {"n": len(values), "mean": mean, "sd": deviation, "mean_95": [mean - half, mean + half]}
+
+
+def attributes_of(class_names: list[str]) -> list[list[str]]:
+    """The words that names are made of, for every place in a name those that stand there: of "red cube", "blue cube",
+    "red sphere" and "blue sphere" the colours and the shapes. Empty where the names aren't all combinations."""
+    parts = [name.split() for name in class_names]
+    if len(set(map(len, parts))) != 1 or len(parts[0]) < 2:
+        return []
+    values = [list(dict.fromkeys(words)) for words in zip(*parts)]
+    combined = math.prod(map(len, values)) == len(class_names) == len(set(class_names))
+    return values if combined and all(len(words) > 1 for words in values) else []
+
+
+def attribute_confusions(probabilities: torch.Tensor, labels: torch.Tensor, class_names: list[str]) -> list[dict]:
+    """What is seen in place of what was asked for, by the words of the names, for names such as "red cube".
+
+    Of a picture's k labels and the k classes with the highest scores, those that agree are taken for each other, and
+    of the rest those that share the most words.
+
+    Args:
+        probabilities, labels: as in [`label_scores`].
+
+    Returns:
+        For each place in a name `values`, its words, `confusion`, a list for each word asked for with how often each
+        word was seen, and `accuracy`; empty where names aren't combinations of words.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    values = attributes_of(class_names)
+    if not values:
+        return []
+    words = torch.tensor([[values[a].index(word) for a, word in enumerate(name.split())] for name in class_names])
+    confusions = [torch.zeros(len(of), len(of), dtype=torch.long) for of in values]
+    order = probabilities.argsort(dim=1, descending=True, stable=True)
+    for asked, seen in zip(labels, order):
+        asked = asked[asked >= 0]
+        seen = seen[: len(asked)]
+        alike = (words[asked][:, None] == words[seen][None]).sum(dim=-1).double()  # (k, k)
+        alike += len(values) * (asked[:, None] == seen[None])  # what agrees in all is taken first
+        rows, columns = linear_sum_assignment(-alike.numpy())
+        for a, confusion in enumerate(confusions):
+            for row, column in zip(rows, columns):
+                confusion[words[asked[row], a], words[seen[column], a]] += 1
+    return [
+        {
+            "values": of,
+            "confusion": confusion.tolist(),
+            "accuracy": (confusion.diagonal().sum() / confusion.sum()).item(),
+        }
+        for of, confusion in zip(values, confusions)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

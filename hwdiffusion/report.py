@@ -22,6 +22,18 @@ def as_table(report: dict, markdown: bool = False) -> str:
         real = "" if theirs is None else f"{theirs['accuracy']:.4f}"
         rows.append(("label accuracy (95 %)", f"{ours['accuracy']:.4f} ({low:.4f}–{high:.4f})", real))
         worst = min((share, name) for name, share in ours["per_class"].items() if share is not None)
+        for size, scores in ours.get("over_seeds", {}).get("by_size", ours.get("by_size", {})).items():
+            name = f"  of sets of {size}" if int(size) > 1 else "  of single labels"
+            real = (theirs or {}).get("by_size", {}).get(size)
+            rows.append((name, _share(scores), f"{real['accuracy']:.4f}" if real else ""))
+        if "over_seeds" in ours:
+            rows.append((f"mean of {ours['over_seeds']['n']} seeds (95 %)", _share(ours["over_seeds"]), ""))
+        if "whole_sets" in ours:
+            real = f"{theirs['whole_sets']:.4f}" if theirs and "whole_sets" in theirs else ""
+            rows.append(("whole sets", f"{ours['whole_sets']:.4f}", real))
+        for place, of in enumerate(ours.get("attributes", [])):
+            real = f"{theirs['attributes'][place]['accuracy']:.4f}" if theirs and "attributes" in theirs else ""
+            rows.append((", ".join(of["values"]), f"{of['accuracy']:.4f}", real))
         real = "" if theirs is None else f"{theirs['worst_class']:.4f}"
         rows.append(("worst class", f"{worst[0]:.4f} ({worst[1]})", real))
         rows.append(("mean confidence", f"{ours['confidence']:.4f}", f"{theirs['confidence']:.4f}" if theirs else ""))
@@ -61,6 +73,13 @@ def as_table(report: dict, markdown: bool = False) -> str:
     return "\n".join([about, *lines])
 
 
+def _share(scores: dict) -> str:
+    """An accuracy, with its interval over seeds if it has one."""
+    if "mean" not in scores:
+        return f"{scores['accuracy']:.4f}"
+    return "{:.4f} ({:.4f}–{:.4f})".format(scores["mean"], *scores["mean_95"])
+
+
 def sweep_table(rows: list[dict]) -> str:
     """A sweep for reading: a line a combination, in Markdown."""
     columns: dict[str, Callable[[dict], str]] = {
@@ -71,7 +90,8 @@ def sweep_table(rows: list[dict]) -> str:
     first = rows[0]
     if "labels" in first:
         columns["label accuracy (95 %)"] = lambda row: "{:.4f} ({:.3f}–{:.3f})".format(
-            row["labels"]["accuracy"], *row["labels"]["accuracy_95"]
+            row["labels"]["accuracy"],
+            *row["labels"].get("over_seeds", {}).get("mean_95", row["labels"]["accuracy_95"]),
         )
         columns["worst class"] = lambda row: f"{row['labels']['worst_class']:.3f}"
     if "distances" in first:

@@ -1,6 +1,7 @@
 """Samples of a pipeline for an evaluation: drawn by all processes, kept chunk by chunk, each with a seed of its own.
 
-Sample i has the seed `seed` + i and the label i mod K, so an interrupted evaluation continues where it stopped.
+Sample i has the seed `seed` + i and the i-th set of labels, in turn, so an interrupted evaluation continues where it
+stopped.
 """
 
 import hashlib
@@ -20,19 +21,25 @@ from tqdm.auto import tqdm
 
 from hwdiffusion.arguments import CHUNK, EvaluationArguments
 from hwdiffusion.checkpoints import replace_folder
-
-
-def labels_of(class_names: list[str], start: int, stop: int) -> torch.Tensor | None:
-    """The ids `(stop - start,)` of samples: every class in turn; `None` without classes."""
-    return torch.arange(start, stop) % len(class_names) if class_names else None
+from hwdiffusion.label_sets import every_label, labels_in_turn, names_of
+from hwdiffusion.pipelines import label_tokens
+from hwdiffusion.sources import METADATA_FILE
 
 
 def draw(
-    pipe, start: int, stop: int, seed: int, steps: int | None = None, guidance: float | None = None, **options
+    pipe,
+    start: int,
+    stop: int,
+    seed: int,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sets: torch.Tensor | None = None,
+    **options,
 ) -> torch.Tensor:
-    """Samples `start` to `stop` of a pipeline, uint8 `(B, C, H, W)`; the options are those of a call."""
+    """Samples `start` to `stop` of a pipeline, uint8 `(B, C, H, W)`, of the sets of labels `(S, T)` in turn, by
+    default every label; the options are those of a call."""
     images = pipe(
-        labels=labels_of(list(pipe.id2label.values()), start, stop),
+        labels=labels_in_turn(every_label(pipe) if sets is None else sets, start, stop),
         num_images_per_prompt=1 if pipe.id2label else stop - start,
         guidance_scale=guidance,
         num_inference_steps=steps,
@@ -44,10 +51,15 @@ def draw(
 
 
 class Samples:
-    """Samples of a pipeline, kept in files of `CHUNK` until the evaluation is done; those that are there stay."""
+    """Samples of a pipeline, kept in files of `CHUNK` until the evaluation is done; those that are there stay.
 
-    def __init__(self, output_dir: Path, pipe, args: EvaluationArguments):
+    Args:
+        sets: the sets of labels `(S, T)` that are drawn in turn; `None` without labels.
+    """
+
+    def __init__(self, output_dir: Path, pipe, args: EvaluationArguments, sets: torch.Tensor | None):
         steps, guidance = sampling_defaults(pipe, args)
+        self.sets = sets
         self.settings = {
             "scheduler": type(pipe.scheduler).__name__,
             "num_inference_steps": steps,
@@ -55,11 +67,16 @@ class Samples:
             "seed": args.seed,
             "weights_sha256": weights_digest(pipe),
         }
+        if sets is not None and sets.shape[1] > 1:
+            self.settings["sets"] = len(sets)
+            self.settings["sets_sha256"] = hashlib.sha256(sets.numpy().tobytes()).hexdigest()[:16]
         scheduler = json.dumps({key: str(value) for key, value in pipe.scheduler.config.items()}, sort_keys=True)
         self.settings["scheduler_sha256"] = hashlib.sha256(scheduler.encode()).hexdigest()[:16]
         key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = output_dir / f"samples-{key[:12]}"
-        self.count, self.batch_size, self.seed = args.num_samples, args.batch_size, args.seed
+        self.repetitions = None if args.label_sets is None else args.num_seeds
+        self.count = args.num_samples if self.repetitions is None else self.repetitions * len(sets)
+        self.batch_size, self.seed = args.batch_size, args.seed
         self.class_names = list(pipe.id2label.values())
         starts = range(0, self.count, CHUNK)
         self.chunks = [(start, min(start + CHUNK, self.count)) for start in starts]
@@ -92,7 +109,7 @@ class Samples:
         for start, stop in mine:
             began = time.perf_counter()
             images = [
-                draw(pipe, first, min(first + self.batch_size, stop), self.seed, steps, guidance)
+                draw(pipe, first, min(first + self.batch_size, stop), self.seed, steps, guidance, self.sets)
                 for first in range(start, stop, self.batch_size)
             ]
             part = self._path(start, stop).with_suffix(".part")
@@ -107,10 +124,10 @@ class Samples:
         return self.folder / f"{start:07d}-{stop:07d}.npz"
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """uint8 `(B, C, H, W)` and ids `(B,)`, in the order of their seeds."""
+        """uint8 `(B, C, H, W)` and ids `(B, T)`, in the order of their seeds."""
         for start, stop in self.chunks:
             with np.load(self._path(start, stop), allow_pickle=False) as file:
-                yield torch.from_numpy(file["images"]), labels_of(self.class_names, start, stop)
+                yield torch.from_numpy(file["images"]), labels_in_turn(self.sets, start, stop)
 
     def images_per_second(self) -> float:
         """Of one process, as it was when they were drawn."""
@@ -130,21 +147,27 @@ class Samples:
         return torch.stack(chosen)
 
     def keep(self, how: str, output_dir: Path):
-        """Turn the chunks into PNGs in class folders (`samples/`) or one `samples.npz`, or delete them."""
+        """Turn the chunks into PNGs in `samples/`, in class folders or with a `metadata.jsonl` of their sets, or into
+        one `samples.npz`, or delete them."""
         if how == "npz":
             save_npz(output_dir / "samples.npz", self.batches(), self.class_names)
         elif how == "png":
-            index, part = 0, output_dir / "samples.part"
+            index, part, lines = 0, output_dir / "samples.part", []
             shutil.rmtree(part, ignore_errors=True)
+            of_sets = self.sets is not None and self.sets.shape[1] > 1
             for images, labels in self.batches():
-                for image, label in zip(images, labels if labels is not None else [None] * len(images)):
+                for image, ids in zip(images, labels if labels is not None else [None] * len(images)):
+                    names = [] if ids is None else names_of(ids, self.class_names)
+                    lines.append(json.dumps({"file_name": f"{index:06d}.png", "labels": names}, ensure_ascii=False))
                     # a name that is no folder's, "a/b" or "..", is written as in an address
-                    name = "" if label is None else quote(self.class_names[int(label)], safe=" ")
+                    name = "" if of_sets or not names else quote(names[0], safe=" ")
                     folder = part / name.replace("..", "%2E%2E")
                     folder.mkdir(parents=True, exist_ok=True)
                     array = image.permute(1, 2, 0).squeeze(-1).numpy()
                     Image.fromarray(array).save(folder / f"{index:06d}.png")
                     index += 1
+            if of_sets:
+                (part / METADATA_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
             replace_folder(part, output_dir / "samples")
         shutil.rmtree(self.folder)
 
@@ -162,13 +185,16 @@ def save_npz(path: Path, batches: Iterable, class_names: list[str], count: int |
     """Pictures as an .npz that `--images`, `--reference` and `--train_data_dir` take.
 
     Args:
-        batches: of uint8 `(B, C, H, W)` and ids `(B,)` or `None`.
+        batches: of uint8 `(B, C, H, W)` and ids `(B, T)`, padded with -1, or `None`.
         count: only the first of them.
     """
     images, labels = zip(*batches)
     arrays = {"images": torch.cat(images)[:count].permute(0, 2, 3, 1).numpy()}
     if labels[0] is not None:
-        arrays |= {"labels": torch.cat(labels)[:count].numpy(), "class_names": np.array(class_names)}
+        ids = torch.cat(labels)[:count]
+        # of sets, which differ in size, rows of zeros and ones
+        kept = ids[:, 0] if ids.shape[1] == 1 else label_tokens(ids, len(class_names)).sum(dim=1).to(torch.uint8)
+        arrays |= {"labels": kept.numpy(), "class_names": np.array(class_names)}
     part = path.with_suffix(".part")
     with open(part, "wb") as file:
         np.savez_compressed(file, **arrays)

@@ -10,6 +10,7 @@ from hwdiffusion.arguments import EvaluationArguments, SweepArguments
 from hwdiffusion.evaluation import check_sampling, choose_scheduler, load_pipeline, start
 from hwdiffusion.figures import sweep_plots
 from hwdiffusion.judge import build_judge
+from hwdiffusion.label_sets import read_label_sets, sets_to_draw
 from hwdiffusion.report import sweep_table, write_json
 from hwdiffusion.run_folder import current_processes, make_folder
 from hwdiffusion.samples import Samples, draw
@@ -36,27 +37,29 @@ def sweep(args: SweepArguments, train_classifier: Callable) -> list[dict]:
         pipe.scheduler = own
         choose_scheduler(pipe, one.scheduler)
         check_sampling(pipe, one)
-    judge = build_judge(
-        combinations[0], pipe, list(pipe.id2label.values()), args.num_samples, train_classifier, device
-    )
+    sets = None if args.label_sets is None else read_label_sets(args.label_sets, pipe)
+    count = args.num_samples if sets is None else args.num_seeds * len(sets)
+    judge = build_judge(combinations[0], pipe, list(pipe.id2label.values()), count, train_classifier, device)
+    sets = sets_to_draw(pipe, judge.real.held_out) if sets is None else sets
     make_folder(output_dir)
 
     path = output_dir / "sweep.json"
     done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     processes.wait_for_everyone()  # all have read it before one of them writes
-    common = {"n": args.num_samples, "metrics": sorted(judge.wanted), "extractor": judge.extractor.describe()}
+    common = {"n": count, "metrics": sorted(judge.wanted), "extractor": judge.extractor.describe()}
     common["reference"] = judge.reference()
     rows: list[dict] = []
     for place, one in enumerate(combinations):
         pipe.scheduler = own
         choose_scheduler(pipe, one.scheduler)
-        samples = Samples(output_dir, pipe, one)
+        samples = Samples(output_dir, pipe, one, sets)
         same = {**common, "sampling": samples.settings}
         row = next((row for row in done if {key: row.get(key) for key in same} == same), None)
         if row is None:
             if processes.is_main_process:
                 print(f"{place + 1}/{len(combinations)}: {samples.describe()}")
-            draw(pipe, 0, min(len(samples), args.batch_size), args.seed, steps=2)  # what is compiled first isn't timed
+            # what is compiled first isn't timed
+            draw(pipe, 0, min(len(samples), args.batch_size), args.seed, steps=2, sets=sets)
             samples.draw(pipe, processes)
             processes.wait_for_everyone()
             if processes.is_main_process:

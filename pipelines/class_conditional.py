@@ -740,6 +740,31 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if not all(isinstance(end, numbers.Real) for end in (start, stop)) or not 0.0 <= start <= stop <= 1.0:
             raise ValueError(f"guidance_interval must be (start, stop), 0 <= start <= stop <= 1, not {(start, stop)}")
 
+    def _check_label_guidance(self, weights, tokens) -> torch.Tensor | None:
+        """Weights of labels as a tensor `(B, T)` with NaN where a set has no label, or `None`."""
+        if weights is None:
+            return None
+        if tokens is None or num_label_classes(self.unet.config) == 0 or not self.config.has_null_label:
+            raise ValueError("label_guidance_scale needs labels, and a UNet that was trained with label dropout")
+        if self.guidance_unet is not None:
+            raise ValueError("label_guidance_scale contrasts labels, not models; give the pipeline no guidance_unet")
+        given = weights.tolist() if isinstance(weights, (torch.Tensor, np.ndarray)) else weights
+        rows = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        if len(rows) != len(tokens):
+            raise ValueError(f"label_guidance_scale has {len(rows)} entries, but there are labels of {len(tokens)}")
+        known = (tokens != 0).any(dim=-1).cpu()  # (B, T)
+        table = torch.full(known.shape, float("nan"))
+        for place, row in enumerate(rows):
+            row = list(row) if isinstance(row, Sequence) and not isinstance(row, str) else [row]
+            if not all(isinstance(one, numbers.Real) and 0 <= one < float("inf") for one in row):
+                raise ValueError(f"label_guidance_scale[{place}] must hold numbers of at least 0, not {row!r}")
+            if len(row) != known[place].sum():
+                raise ValueError(
+                    f"label_guidance_scale[{place}] has {len(row)} numbers for {known[place].sum()} labels"
+                )
+            table[place, known[place]] = torch.tensor(row, dtype=table.dtype)
+        return table
+
     def _check_classifier(self, scale, has_labels):
         if self.classifier is None:
             raise ValueError(
@@ -983,8 +1008,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         quantized = codes[nearest].view(len(latents), *latents.shape[2:], -1).permute(0, 3, 1, 2)  # (B, C, h, w)
         return self.vqvae.decode(quantized.to(dtype), force_not_quantize=True).sample
 
-    def _prepare_conditioning(self, tokens, num_images_per_prompt, device, dtype) -> dict:
-        """What the UNet and the classifier are told of the labels."""
+    def _prepare_conditioning(self, tokens, num_images_per_prompt, device, dtype, label_weights=None) -> dict:
+        """What the UNet and the classifier are told of the labels, and how much of each."""
         if tokens is not None:
             tokens = tokens.to(device=device, dtype=dtype).repeat_interleave(num_images_per_prompt, dim=0)
         takes_labels = num_label_classes(self.unet.config) > 0
@@ -993,6 +1018,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if self.config.has_null_label and takes_labels:  # also where guidance is off now: a callback may turn it on
             null_and_label = torch.cat([torch.zeros_like(tokens), tokens])
             conditioning["null_and_labels"] = unet_conditioning(self.unet.config, null_and_label)
+        if label_weights is not None:
+            weights = label_weights.to(device=device, dtype=dtype).repeat_interleave(num_images_per_prompt, dim=0)
+            without = torch.stack([tokens] * tokens.shape[1])  # (T, B, T, K), the i-th without label i
+            without[range(tokens.shape[1]), :, range(tokens.shape[1])] = 0
+            every = torch.cat([null_and_label, without.flatten(0, 1)])
+            conditioning["without_each"] = unet_conditioning(self.unet.config, every)
+            conditioning["label_weights"] = weights.T[..., None, None, None]  # (T, B, 1, 1, 1), NaN for the padding
         return conditioning
 
     def _predict(self, sample, timestep, level, conditioning, guided=True) -> torch.Tensor:
@@ -1003,7 +1035,17 @@ class ClassConditionalPipeline(DiffusionPipeline):
             level: (α, σ) at that timestep.
             conditioning: of `_prepare_conditioning`.
         """
-        if not (guided and self.do_classifier_free_guidance):
+        if guided and "without_each" in conditioning:
+            weights = conditioning["label_weights"]
+            every = torch.cat([sample] * (2 + len(weights)))
+            every = self.unet(every, timestep, **conditioning["without_each"], return_dict=False)[0]
+            null, cond, *without = every.chunk(2 + len(weights))
+            scale = max(self.guidance_scale, 1.0)
+            more = torch.nan_to_num(weights - scale)  # w_i - w
+            output = null + scale * (cond - null) + (more * (cond - torch.stack(without))).sum(dim=0)
+            if self.guidance_rescale > 0:
+                output = rescale_guidance(output, cond, self.guidance_rescale)
+        elif not (guided and self.do_classifier_free_guidance):
             output = self.unet(sample, timestep, **conditioning["labels"], return_dict=False)[0]
         else:
             if self.guidance_unet is not None:
@@ -1057,6 +1099,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_rescale: float = 0.0,
+        label_guidance_scale: Sequence[Sequence[float]] | torch.Tensor | None = None,
         classifier_guidance_scale: float | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -1091,6 +1134,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
             guidance_interval (`tuple[float, float]`): the part of the steps that is guided, 0 being the first step and
                 1 the last (Kynkäänniemi et al. 2024); the others cost half.
             guidance_rescale (`float`): φ of Lin et al. 2023, eq. 16, in [0, 1].
+            label_guidance_scale (*optional*): a guidance of its own for each label of a set, a sequence of numbers
+                for each entry of `labels`, w_i: uncond + w (cond - uncond) + Σ_i (w_i - w) (cond - cond without
+                label i). A label with w_i over w is insisted on, one below is played down, and with w_i = w nothing
+                changes (w is `guidance_scale`, at least 1). Every label costs one more pass through the UNet.
             classifier_guidance_scale (`float`, *optional*): s of classifier guidance (Dhariwal and Nichol 2021), on
                 top of the other or instead of it; it acts when > 0. The pipeline's recommended one by default.
             eta (`float`): η of DDIM (Song et al. 2021, eq. 16), in [0, 1]; other schedulers ignore it.
@@ -1171,6 +1218,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        label_weights = self._check_label_guidance(label_guidance_scale, tokens)
         self._guidance_scale = guidance_scale
         self._guidance_rescale = guidance_rescale
         self._classifier_guidance_scale = classifier_guidance_scale
@@ -1180,7 +1228,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         # 2. Labels, with and without the unconditional half
         if tokens is not None and len(tokens) == 1:
             tokens = tokens.expand(batch_size, -1, -1)
-        conditioning = self._prepare_conditioning(tokens, num_images_per_prompt, device, dtype)
+            label_weights = label_weights.expand(batch_size, -1) if label_weights is not None else None
+        conditioning = self._prepare_conditioning(tokens, num_images_per_prompt, device, dtype, label_weights)
 
         # 3. Timesteps, and what to denoise
         init_noise_sigma = self._set_timesteps(num_inference_steps, timesteps)

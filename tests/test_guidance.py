@@ -231,3 +231,74 @@ def test_guidance_without_its_model_or_with_another_is_refused():
     pipe.guidance_unet = make_unet("unconditional")
     with pytest.raises(ValueError, match="guidance_unet .* its number of classes is 0, not 3"):
         pipe(labels=[1], guidance_scale=2.0)
+
+
+# -- a guidance for each label of a set -------------------------------------------------------------------------------
+
+
+def sets_pipeline(**config):
+    return make_pipeline("tokens", max_labels=3, **config)
+
+
+SETS = {"labels": [["cat"], ["dog", "wild"]], "num_inference_steps": 4}
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_equal_guidance_of_all_labels_is_guidance(scale):
+    pipe, noise = sets_pipeline(), torch.randn(2, 1, 8, 8, generator=seeds(0)[0])
+    call = {**SETS, "latents": noise, "guidance_scale": scale, "output_type": "latent"}
+    plain = pipe(**call).images
+    same = pipe(**call, label_guidance_scale=[[scale], [scale, scale]]).images
+    torch.testing.assert_close(same, plain, rtol=1e-4, atol=1e-5)
+    other = pipe(**call, label_guidance_scale=[[scale], [scale + 3, scale]]).images
+    torch.testing.assert_close(other[0], plain[0], rtol=1e-4, atol=1e-5)  # the first picture's is as it was
+    assert (other[1] - plain[1]).abs().max() > 1e-3
+
+
+def test_the_guidance_of_a_label_weighs_what_leaving_it_out_changes():
+    pipe, noise = sets_pipeline(), torch.randn(1, 1, 8, 8, generator=seeds(0)[0])
+    call = {"labels": [["dog", "cat", "wild"]], "latents": noise, "num_inference_steps": 4, "guidance_scale": 2.0}
+    output, timestep, sample = steps_of_a_call(pipe, **call, label_guidance_scale=[[2.0, 5.0, 0.0]])[0]
+
+    def predicted(*ids):
+        tokens = label_tokens(torch.tensor([[*ids, -1, -1, -1][:3]]), 3)
+        with torch.no_grad():
+            return pipe.unet(sample, timestep, **unet_conditioning(pipe.unet.config, tokens)).sample
+
+    null, cond = predicted(), predicted(1, 0, 2)
+    expected = null + 2 * (cond - null) + 3 * (cond - predicted(1, -1, 2)) - 2 * (cond - predicted(1, 0))
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_guidance_of_labels_goes_with_them_whatever_their_order():
+    pipe, noise = sets_pipeline(), torch.randn(2, 1, 8, 8, generator=seeds(0)[0])
+    call = {"latents": noise, "num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "latent"}
+    one = pipe(labels=[["dog", "wild"]], num_images_per_prompt=2, label_guidance_scale=[[1.0, 4.0]], **call).images
+    other = pipe(labels=[["wild", "dog"]] * 2, label_guidance_scale=torch.tensor([[4.0, 1.0]] * 2), **call).images
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weights, said",
+    [
+        ([[1.0]], "has 1 entries, but there are labels of 2"),
+        ([[1.0], [1.0]], r"label_guidance_scale\[1\] has 1 numbers for 2 labels"),
+        ([[1.0], [1.0, -1.0]], r"label_guidance_scale\[1\] must hold numbers of at least 0, not \[1.0, -1.0\]"),
+        ([[1.0], [1.0, "2"]], "must hold numbers of at least 0"),
+        (3.0, "has 1 entries"),
+    ],
+)
+def test_guidance_of_labels_that_does_not_fit_is_refused(weights, said):
+    with pytest.raises(ValueError, match=said):
+        sets_pipeline()(**SETS, label_guidance_scale=weights)
+
+
+def test_guidance_of_labels_needs_labels_that_were_dropped_in_training():
+    with pytest.raises(ValueError, match="needs labels, and a UNet that was trained with label dropout"):
+        sets_pipeline(has_null_label=False)(**SETS, label_guidance_scale=[[1.0], [1.0, 1.0]])
+    with pytest.raises(ValueError, match="needs labels"):
+        make_pipeline("unconditional")(label_guidance_scale=[[1.0]])
+    pipe = sets_pipeline()
+    pipe.guidance_unet = make_unet("tokens", seed=1)
+    with pytest.raises(ValueError, match="contrasts labels, not models; give the pipeline no guidance_unet"):
+        pipe(**SETS, label_guidance_scale=[[1.0], [1.0, 1.0]])

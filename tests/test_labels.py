@@ -43,6 +43,20 @@ def test_a_slice_of_the_batch_drops_what_the_whole_batch_drops_there():
     assert torch.equal(drop_labels(given[32:], 0.5, Draws(0, 2, torch.arange(32, 64))), whole[32:])
 
 
+def test_single_labels_are_dropped_from_their_sets_by_themselves():
+    count, given = 20_000, tokens(20_000)
+    draws = Draws(0, 0, torch.arange(count))
+    kept = (drop_labels(given, 0.1, draws, single=0.2) != 0).any(dim=-1)  # (B, T)
+    gone = dropped(drop_labels(given, 0.1, draws))
+    assert not kept[gone].any()  # the sets that go as a whole are the same ones
+    rest = kept[~gone].double()
+    assert rest.mean(dim=0).tolist() == pytest.approx([0.8] * 3, abs=0.015)
+    together = (rest[:, 0] * rest[:, 1]).mean().item()
+    assert together == pytest.approx(0.8**2, abs=0.015)  # each by itself
+    part = drop_labels(given[100:], 0.1, Draws(0, 0, torch.arange(100, count)), single=0.2)
+    assert torch.equal((part != 0).any(dim=-1), kept[100:])
+
+
 def test_what_is_dropped_changes_from_step_to_step():
     first, second = (dropped(drop_labels(tokens(64), 0.5, Draws(0, step, torch.arange(64)))) for step in (0, 1))
     assert not torch.equal(first, second)

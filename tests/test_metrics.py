@@ -8,9 +8,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from hwdiffusion.metrics import (
     FeatureStatistics,
+    attribute_confusions,
+    attributes_of,
     frechet_distance,
+    interval_over_repetitions,
     kernel_distance,
     label_scores,
+    labels_found,
     manifold_scores,
     memorisation,
     nearest_neighbours,
@@ -46,11 +50,55 @@ def test_wilson_intervals_of_successes_and_failures_mirror_each_other():
 
 def test_label_scores_count_per_class_and_weigh_the_confidence():
     probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3]])
-    scores = label_scores(probabilities, torch.tensor([0, 1, 1, 1]))
+    scores = label_scores(probabilities, torch.tensor([[0], [1], [1], [1]]))
     assert scores["accuracy"] == 0.75 and scores["accuracy_95"] == pytest.approx(wilson_interval(3, 4))
     assert scores["per_class"] == [1.0, pytest.approx(2 / 3), None]
     assert scores["worst_class"] == pytest.approx(2 / 3)
     assert scores["confidence"] == pytest.approx((0.7 + 0.3 + 0.8 + 0.5) / 4)
+    assert scores["n"] == 4 and "by_size" not in scores
+
+
+def test_of_a_set_as_many_classes_count_as_it_has_labels():
+    scores = torch.tensor([[0.9, 0.1, 0.8, 0.3], [0.9, 0.1, 0.8, 0.3], [0.2, 0.1, 0.4, 0.3], [0.5, 0.5, 0.5, 0.5]])
+    labels = torch.tensor([[2, -1, -1], [3, 0, -1], [1, 3, 2], [-1, -1, -1]])
+    found = labels_found(scores, labels)
+    assert found.tolist() == [[False] * 3, [False, True, False], [False, True, True], [False] * 3]
+    assert torch.equal(labels_found(scores.logit(), labels), found)  # a matter of order alone
+    assert torch.equal(labels_found(scores, labels.flip(1)), found.flip(1))  # in which sets have none
+    whole = label_scores(scores, labels)
+    assert whole["n"] == 6 and whole["accuracy"] == 3 / 6 and whole["whole_sets"] == 0
+    assert whole["by_size"] == {
+        1: {"n": 1, "accuracy": 0.0},
+        2: {"n": 2, "accuracy": 0.5},
+        3: {"n": 3, "accuracy": pytest.approx(2 / 3)},
+    }
+    assert whole["per_class"] == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_the_interval_over_repetitions_holds_the_mean_as_often_as_it_says():
+    """Student's t: of 2,000 draws of 10 normal values, 95 % of the intervals hold the true mean."""
+    values = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    intervals = torch.tensor([interval_over_repetitions(row)["mean_95"] for row in values])
+    held = ((intervals[:, 0] < 5) & (intervals[:, 1] > 5)).float().mean().item()
+    assert held == pytest.approx(0.95, abs=0.015)  # three deviations; 1.96 for t would hold 0.918
+
+
+OBJECTS = ["red cube", "blue cube", "red ball", "blue ball"]
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["red cube", "blue ball"], ["0 - zero", "1 - one"], OBJECTS[:3]])
+def test_names_that_are_no_combinations_of_words_have_no_attributes(names):
+    assert attributes_of(names) == []
+    assert attribute_confusions(torch.eye(len(names)), torch.arange(len(names))[:, None], names) == []
+
+
+def test_what_is_seen_in_place_of_a_label_is_counted_by_its_words():
+    assert attributes_of(OBJECTS) == [["red", "blue"], ["cube", "ball"]]
+    scores = torch.tensor([[0.9, 0.0, 0.1, 0.8], [0.0, 0.9, 0.8, 0.1], [0.9, 0.1, 0.2, 0.3]])
+    labels = torch.tensor([[3, 0], [3, 2], [2, -1]])  # both right; a cube for the blue ball; a cube for the red one
+    colours, shapes = attribute_confusions(scores, labels, OBJECTS)
+    assert colours["confusion"] == [[3, 0], [0, 2]] and colours["accuracy"] == 1
+    assert shapes["confusion"] == [[1, 0], [2, 2]] and shapes["accuracy"] == pytest.approx(3 / 5)
 
 
 # -- distances of distributions ---------------------------------------------------------------------------------------

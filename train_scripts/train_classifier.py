@@ -4,8 +4,10 @@
 accelerate launch train_scripts/train_classifier.py --preset mnist-classifier --train_data_dir PICTURES \\
     --output_dir runs/classifier
 
-`--noise_aware` trains the one that guides instead: it sees noisy pictures (or, with `--vqvae`, noisy latents) and the
-noise level. Pictures without labels, or of one class, teach it by how many quarters they are turned.
+Where pictures have sets of labels it learns each label by itself (sigmoid), and its accuracy is over all labels of all
+sets, the k likeliest of a picture being taken for its k. `--noise_aware` trains the one that guides instead: it sees
+noisy pictures (or, with `--vqvae`, noisy latents) and the noise level. Pictures without labels, or of one class, teach
+it by how many quarters they are turned.
 """
 
 import sys
@@ -30,10 +32,10 @@ def train(config: Config, data=None) -> Path:
     from hwdiffusion.extractors import scaled
     from hwdiffusion.hub import push, write_classifier_card
     from hwdiffusion.latents import LatentDataset, cached_latents
-    from hwdiffusion.metrics import wilson_interval
+    from hwdiffusion.metrics import labels_found, wilson_interval
     from hwdiffusion.models import build_classifier, build_noise_scheduler, latent_shape, load_autoencoder
     from hwdiffusion.objectives import add_noise, draw_timesteps, prediction_type_of
-    from hwdiffusion.pipelines import classifier_inputs, noise_schedule, raw_latents, scale_latents
+    from hwdiffusion.pipelines import classifier_inputs, label_tokens, noise_schedule, raw_latents, scale_latents
     from hwdiffusion.randomness import Draws
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
@@ -54,6 +56,7 @@ def train(config: Config, data=None) -> Path:
     if not rotation and len(data.id2label) < 2:
         raise InputError("there are fewer than two classes to tell apart; use --pretext rotation")
     class_names = ["0°", "90°", "180°", "270°"] if rotation else list(data.id2label.values())
+    sets = not rotation and data.max_labels > 1
     set_seed(args.seed)
     input_shape = latent_shape(vqvae, size) if latent else (channels, *size)
     classifier = build_classifier(
@@ -69,6 +72,7 @@ def train(config: Config, data=None) -> Path:
         else None,
         trained_on=data.summary(),
         test_accuracy=None,
+        **({"problem_type": "multi_label_classification"} if sets else {}),
     )
     input_size = classifier.config.image_size
     if rotation and input_size[0] != input_size[1]:
@@ -87,7 +91,7 @@ def train(config: Config, data=None) -> Path:
     stock = trainer.unwrap("classifier")
 
     def to_inputs(stored, labels, draws, augmented):
-        """What the classifier sees, `(B, C, *input_size)`, and what it should say, `(B,)`."""
+        """What the classifier sees, `(B, C, *input_size)`, and the ids that it should say, `(B, T)`."""
         if stored.ndim == 5:  # latents (B, 1, C, h, w)
             sample = scale_latents(vqvae.config, stored[:, 0])  # as sampling does
         else:
@@ -96,21 +100,21 @@ def train(config: Config, data=None) -> Path:
                 sample = flip(sample, draws.uniform("flip") < 0.5)
             if augmented:
                 sample = moved(sample, draws, args.random_shift, args.random_rotation, args.random_scale)
-        targets = labels[:, 0] if labels.shape[1] else None
         if rotation:
-            targets = (draws.uniform("rotation") * 4).long()  # (B,)
+            quarters = (draws.uniform("rotation") * 4).long()  # (B,)
             sample = scaled(sample, input_size)
-            turned = torch.stack([torch.rot90(sample, quarters, (-2, -1)) for quarters in range(4)])  # (4, B, C, H, W)
-            sample = turned[targets, torch.arange(len(targets), device=sample.device)]
+            turned = torch.stack([torch.rot90(sample, number, (-2, -1)) for number in range(4)])  # (4, B, C, H, W)
+            sample = turned[quarters, torch.arange(len(quarters), device=sample.device)]
+            labels = quarters[:, None]
         if args.noise_aware:
             timesteps = draw_timesteps(draws, noise_scheduler, "uniform", trainer.step_size)
             sample = add_noise(noise_scheduler, sample, draws.normal("noise", sample.shape[1:]), timesteps)
             level = timesteps / noise_scheduler.config.num_train_timesteps
-            return classifier_inputs(sample, level, input_size), targets
-        return scaled(sample, input_size), targets
+            return classifier_inputs(sample, level, input_size), labels
+        return scaled(sample, input_size), labels
 
     def right_answers() -> tuple[int, int]:
-        right = 0
+        right = count = 0
         for start in range(0, len(data.validation), 256):
             places = torch.arange(start, min(start + 256, len(data.validation)))
             images, labels = data.validation[places]
@@ -119,8 +123,9 @@ def train(config: Config, data=None) -> Path:
                 stored = raw_latents(vqvae, to_model_range(stored))[:, None]
             draws = Draws(args.seed, 0, places.to(trainer.device))
             inputs, targets = to_inputs(stored, labels.to(trainer.device), draws, augmented=False)
-            right += (stock(pixel_values=inputs).logits.argmax(dim=1) == targets).sum().item()
-        return right, len(data.validation)
+            found = labels_found(stock(pixel_values=inputs).logits, targets)
+            right, count = right + found.sum().item(), count + (targets >= 0).sum().item()
+        return right, count
 
     def save(folder: Path):
         right, count = right_answers()
@@ -130,15 +135,22 @@ def train(config: Config, data=None) -> Path:
     for batch in trainer.batches(dataset, save):
         inputs, targets = to_inputs(*batch.data, batch.draws, augmented=True)
         logits = classifier(pixel_values=inputs).logits  # (B, K)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=args.label_smoothing)
+        if sets:
+            wanted = label_tokens(targets, len(class_names)).sum(dim=1)  # (B, K)
+            smoothed = torch.lerp(wanted, torch.full_like(wanted, 0.5), args.label_smoothing)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), smoothed)
+        else:
+            loss = F.cross_entropy(logits.float(), targets[:, 0], label_smoothing=args.label_smoothing)
+        found = labels_found(logits, targets).sum() / (targets >= 0).sum().clamp(min=1)
         trainer.update("classifier", loss)
-        trainer.log(loss=loss, accuracy=(logits.argmax(dim=1) == targets).float().mean())
+        trainer.log(loss=loss, accuracy=found)
 
     if trainer.is_main_process and not args.dry_run:
-        count = len(data.validation)
-        accuracy = stock.config.test_accuracy
-        low, high = wilson_interval(round(accuracy * count), count)
-        trainer.print(f"test accuracy {accuracy:.4f} (95 % {low:.4f} to {high:.4f}) on {count} pictures")
+        accuracy, count = stock.config.test_accuracy, len(data.validation)
+        judged = count if rotation else (data.validation.labels >= 0).sum().item()
+        low, high = wilson_interval(round(accuracy * judged), judged)
+        of = f"{judged} labels of {count} pictures" if sets else f"{count} pictures"
+        trainer.print(f"test accuracy {accuracy:.4f} (95 % {low:.4f} to {high:.4f}) on {of}")
         write_classifier_card(config, stock.config, (low, high), trainer.max_steps)
         if args.push_to_hub:
             push(output_dir, args.hub_model_id, args.hub_private)

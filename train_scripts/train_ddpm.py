@@ -56,6 +56,7 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, ju
     """
     from hwdiffusion.figures import sample_grid
     from hwdiffusion.hub import push, write_model_card
+    from hwdiffusion.label_sets import sets_to_draw
     from hwdiffusion.labels import drop_labels
     from hwdiffusion.models import build_pipeline
     from hwdiffusion.objectives import add_noise, diffusion_loss, draw_timesteps
@@ -79,15 +80,18 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, ju
         None if judge is None else Evaluation(args.evaluation_steps, lambda: judge(pipeline), rank, judge.identity)
     )
 
+    sets = sets_to_draw(pipeline, data.validation)
+
     def preview():
-        return sample_grid(pipeline, args.seed)
+        return sample_grid(pipeline, args.seed, sets)
 
     for batch in trainer.batches(dataset, pipeline.save_pretrained, preview, evaluation):
         stored, labels = batch.data
         sample = to_sample(stored, batch.draws)  # (B, C, H, W)
         tokens = None
         if num_classes:
-            tokens = drop_labels(label_tokens(labels, num_classes), args.label_dropout, batch.draws)  # (B, T, K)
+            tokens = label_tokens(labels, num_classes)  # (B, T, K)
+            tokens = drop_labels(tokens, args.label_dropout, batch.draws, args.single_label_dropout)
 
         noise = batch.draws.normal("noise", sample.shape[1:])
         timesteps = draw_timesteps(batch.draws, noise_scheduler, args.timestep_sampling, trainer.step_size)
