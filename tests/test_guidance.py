@@ -85,6 +85,23 @@ def test_classifier_guidance_makes_the_classifier_surer(kind, guidance_scale):
         assert surer[1] > surer[0]
 
 
+def test_a_classifier_of_sets_guides_by_each_of_its_labels():
+    """The gradient is that of Σ log σ(logit) over the labels of the set, which are asked for together."""
+    pipe = make_pipeline("tokens", "epsilon", max_labels=3)
+    pipe.classifier = make_classifier(pipe, problem_type="multi_label_classification")
+    noise = torch.randn(1, 1, 8, 8, generator=seeds(0)[0])
+    call = {"labels": [["wild", "cat"]], "latents": noise, "num_inference_steps": 4, "guidance_interval": (0.3, 0.4)}
+    plain, guided = (steps_of_a_call(pipe, **call, classifier_guidance_scale=w)[1] for w in (0.0, 3.0))
+    (plain, timestep, sample), (guided, _, _) = plain, guided
+    ((_, sigma),) = pipe.noise_levels(timestep[None])
+    x = sample.clone().requires_grad_()
+    inputs = classifier_inputs(x, torch.tensor([float(timestep) / 1000]), pipe.classifier.config.image_size)
+    logits = pipe.classifier(pixel_values=inputs).logits[0]
+    (gradient,) = torch.autograd.grad(logits[[0, 2]].sigmoid().log().sum(), x)
+    assert gradient.abs().max() > 1e-6
+    torch.testing.assert_close(guided - plain, -3 * sigma * gradient, rtol=2e-3, atol=1e-6)
+
+
 def test_a_guided_picture_belongs_to_its_generator():
     pipe = make_pipeline("latent")
     pipe.classifier = make_classifier(pipe)
