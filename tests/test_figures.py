@@ -62,6 +62,19 @@ def test_names_of_rows_stand_left_of_them_and_move_the_pictures_only():
     assert left[:20].min() < 128 and left[24:].min() == 255
 
 
+def test_captions_stand_under_their_pictures_and_move_the_rows_below_only():
+    images = pictures(3, (32, 32))
+    bare = image_grid(images, 2, cell=96)
+    grid = np.asarray(image_grid(images, 2, cell=96, captions=[["red", "cube"], ["one"], ["blue"]]))
+    under = (grid.shape[0] - bare.height) // 2  # for each of the two rows
+    assert under > 20 and grid.shape[1] == bare.width
+    assert np.array_equal(grid[4:100], np.asarray(bare)[4:100])
+    assert np.array_equal(grid[104 + under : 200 + under], np.asarray(bare)[104:200])
+    below = grid[100 : 100 + under]
+    assert below[:, 4:100].min() < 128 and below[: under // 2, 104:200].min() < 128
+    assert (below[under // 2 + 2 :, 104:200] == 255).all()  # the second has one line
+
+
 class Pipeline:
     """Pictures that tell their label and their generator's seed."""
 
@@ -76,7 +89,11 @@ class Pipeline:
         self.calls.append((labels, num_images_per_prompt, [each.initial_seed() for each in generator]))
         labels = [0] * num_images_per_prompt if labels is None else labels
         assert len(labels) == len(generator)
-        colors = [(label, each.initial_seed() % 256, 7) for label, each in zip(labels, generator)]
+        # of a set its first label counts tenfold
+        codes = [
+            int(each[0]) if len(each) == 1 else 10 * int(each[0]) + int(each[1]) for each in map(np.atleast_1d, labels)
+        ]
+        colors = [(code, each.initial_seed() % 256, 7) for code, each in zip(codes, generator)]
         return SimpleNamespace(images=[Image.new("RGB", (64, 64), color) for color in colors])
 
 
@@ -93,8 +110,18 @@ def test_a_sample_grid_has_a_row_for_each_label_and_a_seed_for_each_picture():
     grid = sample_grid(pipeline, seed=40, columns=4)
     assert grid.height == 4 + 3 * 68
     assert cells(grid, 3, 4) == [[(row, 40 + 4 * row + column, 7) for column in range(4)] for row in range(3)]
-    sample_grid(pipeline, seed=40, columns=4)
-    assert pipeline.calls[0] == pipeline.calls[1]
+    assert sample_grid(pipeline, seed=40, columns=4).tobytes() == grid.tobytes()
+
+
+def test_a_sample_grid_has_a_row_for_each_of_the_sets_it_is_given():
+    pipeline = Pipeline(["a", "b", "c"])
+    sets = torch.tensor([[2, 0], [1, -1], [0, 1]])
+    grid = sample_grid(pipeline, seed=7, sets=sets, rows=2, columns=3)
+    ((labels, _, seeds),) = pipeline.calls
+    assert labels.tolist() == [[2, 0]] * 3 + [[1, -1]] * 3 and seeds == list(range(7, 13))
+    assert cells(grid, 2, 3) == [
+        [(code, 7 + 3 * row + column, 7) for column in range(3)] for row, code in [(0, 20), (1, 9)]
+    ]
 
 
 def test_a_sample_grid_shows_the_first_labels_of_many():
