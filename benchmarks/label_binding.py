@@ -25,6 +25,8 @@ from hwdiffusion import pipelines
 from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.config import parse
 from hwdiffusion.evaluation import evaluate
+from hwdiffusion.extractors import load_extractor
+from hwdiffusion.sources import read_json
 from hwdiffusion.train_scripts import train_classifier, train_ldm, train_vqgan
 
 
@@ -61,16 +63,14 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("label-binding"))
     args = parser.parse_args()
 
+    load_extractor("classifier", args.classifier)  # what is wrong is said before anything is trained
+    read_json(Path(args.label_sets), list)
+    args.output.mkdir(parents=True, exist_ok=True)
     vqvae = args.vqvae
     if vqvae is None:
         vqvae = args.output / "vqvae"
         train_vqgan.train(parse("train_vqgan", ["--preset", "shapes-ldm", "--output_dir", str(vqvae)]))
-    results = []
-    lines = [
-        "| labels as | parameters | guidance | labels seen, mean (95 %) | 1 object | 2 | 3 | colours | shapes |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines), flush=True)
+    results, lines = [], []
     for name in args.rows:
         run = args.output / name
         argv = ["--preset", ROWS[name], "--vqvae", str(vqvae), "--output_dir", str(run)]
@@ -93,15 +93,25 @@ def main():
                     train_classifier.train,
                 )
                 results.append({"labels_as": name, "parameters": parameters, "report": report})
-                over = report["labels"]["over_seeds"]
-                low, high = over["mean_95"]
-                sizes = [f"{over['by_size'][size]['mean']:.3f}" for size in sorted(over["by_size"])]
-                words = [f"{of['accuracy']:.3f}" for of in report["labels"]["attributes"]]
-                cells = [name, f"{parameters / 1e6:.2f} M", f"{scale:g}", f"{over['mean']:.3f} ({low:.3f}–{high:.3f})"]
-                lines.append(f"| {' | '.join([*cells, *sizes, *words])} |")
+                cells = {"labels as": name, "parameters": f"{parameters / 1e6:.2f} M", "guidance": f"{scale:g}"}
+                cells |= columns(report["labels"])
+                if not lines:
+                    lines = [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
+                    print("\n".join(lines))
+                lines.append(f"| {' | '.join(cells.values())} |")
                 print(lines[-1], flush=True)
-    args.output.with_suffix(".json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+                args.output.with_suffix(".json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+                args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def columns(labels: dict) -> dict[str, str]:
+    """The cells of a row that tell of labels, by their names."""
+    over = labels["over_seeds"]
+    cells = {
+        f"labels seen, mean of {over['n']} (95 %)": "{:.3f} ({:.3f}–{:.3f})".format(over["mean"], *over["mean_95"])
+    }
+    cells |= {f"in sets of {size}": f"{of['mean']:.3f}" for size, of in sorted(over["by_size"].items())}
+    return cells | {", ".join(of["values"][:3]): f"{of['accuracy']:.3f}" for of in labels.get("attributes", [])}
 
 
 if __name__ == "__main__":

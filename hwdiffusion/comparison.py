@@ -84,14 +84,22 @@ def extract(extractor, pictures, what: str) -> Features:
     """Features of all pictures; no more than a batch of pictures is in memory at a time."""
     parts, names = [], extractor.class_names
     known = names is not None and set(pictures.class_names) <= set(names)
-    ids = torch.tensor([*map(names.index, pictures.class_names), -1]) if known else None  # the last one pads
+    ids = places_among(names, pictures.class_names) if known else None
     for images, labels in tqdm(batches_of(pictures), total=-(-len(pictures) // CHUNK), desc=what, leave=False):
         features, probabilities = extractor(images)
         # by the ids of the classifier, which may know more classes
         parts.append(
             (features, small_pixels(images), probabilities, ids[labels] if labels is not None and known else None)
         )
-    return Features(*(None if part[0] is None else torch.cat(part) for part in zip(*parts)))
+    features = Features(*(None if part[0] is None else torch.cat(part) for part in zip(*parts)))
+    if features.labels is not None and not (features.labels >= 0).any():
+        features.labels = None
+    return features
+
+
+def places_among(names: list[str], class_names: list[str]) -> torch.Tensor:
+    """The ids, among `names`, of `class_names` and of the padding, -1, which comes last."""
+    return torch.tensor([*map(names.index, class_names), -1])
 
 
 def small_pixels(images: torch.Tensor) -> torch.Tensor:
@@ -118,12 +126,15 @@ def measure(
     generator = torch.Generator().manual_seed(seed)  # folders come sorted by class
     held_out = held_out[torch.randperm(len(held_out), generator=generator)]
     ours = ours[torch.randperm(len(ours), generator=generator)]
-    if training is not None:
+    if wanted <= {"labels"}:
+        real, against = held_out, held_out  # whose labels are all the floor there is
+    elif training is not None:
         real, against = training[torch.randperm(len(training), generator=generator)[: len(ours)]], held_out
     else:
         half = len(held_out) // 2
         real, against = held_out[:half], held_out[half:]
-    report: dict = {"floor": {"n": len(real), "of": "training" if training is not None else "one half"}}
+    of = "held-out" if wanted <= {"labels"} else "training" if training is not None else "one half"
+    report: dict = {"floor": {"n": len(real), "of": of}}
     if "labels" in wanted:
         report["labels"] = named_label_scores(ours, class_names)
         if held_out.labels is not None:
@@ -158,7 +169,9 @@ def accuracy_of_repetitions(of: Features, repetitions: int) -> dict:
     sizes = known[0].sum(dim=1)  # (S,)
 
     def over(chosen) -> dict:
-        return interval_over_repetitions(found[:, chosen].sum(dim=(1, 2)) / known[:, chosen].sum(dim=(1, 2)))
+        shares = found[:, chosen].sum(dim=(1, 2)) / known[:, chosen].sum(dim=(1, 2))
+        scores = interval_over_repetitions(shares)
+        return {**scores, "mean_95": [min(max(end, 0.0), 1.0) for end in scores["mean_95"]]}  # they are shares
 
     by_size = {int(size): over(sizes == size) for size in sizes.unique()}
     return {**over(sizes > 0), "by_size": by_size}

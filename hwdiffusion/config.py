@@ -310,9 +310,10 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
         beside = Path(args.run or args.images)
         inside = args.run is not None and beside.is_dir()
         name = f"{beside.name.removesuffix('.npz')}-{command}"
-        args.output_dir = str(
-            beside / {"evaluate": "evaluation"}.get(command, command) if inside else Path("runs", name)
-        )
+        # an evaluation of chosen sets is kept beside the run's own
+        chosen = "" if args.label_sets is None else f"-{Path(args.label_sets).stem}"
+        folder = beside / {"evaluate": "evaluation"}.get(command, command) if inside else Path("runs", name)
+        args.output_dir = f"{folder}{chosen}"
     return args
 
 

@@ -134,6 +134,12 @@ class Data:
     def max_labels(self) -> int:
         return self.train.max_labels
 
+    @property
+    def has_sets(self) -> bool:
+        """Whether pictures have sets of labels: not each exactly one, or none at all."""
+        labels = getattr(self.train, "labels", None)  # those of a stream aren't known
+        return self.max_labels > 1 or (labels is not None and bool((labels < 0).any()))
+
 
 def load_images(args) -> ImageDataset:
     """All pictures of what [`DataArguments`] name, undivided: of its only split, or of the one to train on.

@@ -11,10 +11,10 @@ from PIL import Image
 
 from hwdiffusion import InputError, figures, hub
 from hwdiffusion.arguments import EvaluationArguments
-from hwdiffusion.comparison import batches_of, nearest_pairs
+from hwdiffusion.comparison import batches_of, nearest_pairs, places_among
 from hwdiffusion.data import Data, load_images
 from hwdiffusion.judge import build_judge, classifier_config, trained
-from hwdiffusion.label_sets import names_of, read_label_sets, sets_to_draw
+from hwdiffusion.label_sets import names_of, number_of_samples, read_label_sets, sets_to_draw
 from hwdiffusion.models import swap_scheduler
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.reference import RealSide, data_arguments
@@ -40,14 +40,15 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
     if args.run is None:
         size, mode = args.resolution, args.image_mode
         pictures = load_images(data_arguments(args.images, size, mode, skip_bad_images=args.skip_bad_images))
-        class_names, count = pictures.class_names, len(pictures)
+        labelled = bool((pictures.labels >= 0).any())
+        class_names, count = pictures.class_names if labelled else [], len(pictures)
     else:
         pipe = load_pipeline(args.run, device)
         choose_scheduler(pipe, args.scheduler)
         check_sampling(pipe, args)
         sets = None if args.label_sets is None else read_label_sets(args.label_sets, pipe)
         class_names = list(pipe.id2label.values())
-        count = args.num_samples if sets is None else args.num_seeds * len(sets)
+        count = number_of_samples(args, sets)
     judge = build_judge(args, pipe, class_names, count, train_classifier, device)
     make_folder(output_dir)
     if pipe is not None:
@@ -162,7 +163,7 @@ def classification_accuracy_score(
     count, names = min(len(pictures), len(real.training)), real.training.class_names
     path = output_dir / "cas-generated.npz"
     if processes.is_main_process:
-        ids = torch.tensor([*map(names.index, pictures.class_names), -1])  # the last one pads
+        ids = places_among(names, pictures.class_names)
         save_npz(path, ((images, ids[labels]) for images, labels in batches_of(pictures)), names, count)
     processes.wait_for_everyone()
     images = real.training[[0]][0]

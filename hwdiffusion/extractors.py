@@ -95,6 +95,7 @@ class ClassifierExtractor:
             "weights_sha256": digest.hexdigest()[:16],
             "trained_on": config.trained_on,
             "pretext": config.pretext,
+            "of_sets": self.of_sets,
             "test_accuracy": config.test_accuracy,
             "dimension": self.dimension,
         }

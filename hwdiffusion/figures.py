@@ -10,6 +10,8 @@ from accelerate.utils import gather_object
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw, ImageFont
 
+from hwdiffusion.label_sets import every_label, names_of
+
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """Pictures `(B, C, H, W)` in [-1, 1] as PIL images of mode L or RGB."""
@@ -36,17 +38,17 @@ def image_grid(
     top = gap + (round(font.size * 1.4) if column_names else 0)
     below = ImageFont.load_default(size=max(9, width // 9))
     line = round(below.size * 1.25)
-    under = line * max(map(len, captions)) + gap if captions else 0
-    grid = Image.new("RGB", (margin + columns * (width + gap), top + rows * (height + under + gap)), "white")
+    pitch = height + gap + (line * max(map(len, captions)) + gap if captions else 0)  # from row to row
+    grid = Image.new("RGB", (margin + columns * (width + gap), top + rows * pitch), "white")
     draw = ImageDraw.Draw(grid)
     for index, image in enumerate(images):
-        place = margin + index % columns * (width + gap), top + index // columns * (height + under + gap)
+        place = margin + index % columns * (width + gap), top + index // columns * pitch
         grid.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), place)
         for number, text in enumerate(captions[index] if captions else []):
             at = place[0] + width // 2, place[1] + height + number * line + gap // 2
             draw.text(at, text, "black", below, anchor="mt")
     for row, name in enumerate(names):
-        draw.text((margin - gap, top + row * (height + gap) + height // 2), name, "black", font, anchor="rm")
+        draw.text((margin - gap, top + row * pitch + height // 2), name, "black", font, anchor="rm")
     for column, name in enumerate(column_names or []):
         place = margin + column * (width + gap) + width // 2, top // 2
         draw.text(place, str(name), "black", font, anchor="mm")
@@ -63,9 +65,8 @@ def sample_grid(
     Args:
         sets: of labels, `(S, T)`, padded with -1, the first of which are drawn; by default every label.
     """
-    sets = torch.arange(len(pipeline.id2label))[:, None] if sets is None else sets
-    sets = sets[:rows] if pipeline.id2label else sets[:0]
-    names = [", ".join(pipeline.id2label[index] for index in ids if index >= 0) for ids in sets.tolist()]
+    sets = every_label(pipeline) if sets is None else sets
+    names = [] if sets is None else [", ".join(names_of(ids, pipeline.id2label)) for ids in sets[:rows]]
     count = columns * (len(names) or rows)
     pipeline.set_progress_bar_config(disable=True)
     processes = PartialState()

@@ -11,6 +11,7 @@ from hwdiffusion import __version__
 from hwdiffusion.config import Config
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.samples import weights_digest
+from hwdiffusion.sources import few
 
 
 _CARD = """---
@@ -67,8 +68,8 @@ _CLASSIFIER_CARD = """---
 A stock `ResNetForImageClassification` of [transformers](https://github.com/huggingface/transformers), trained from
 scratch with `hwdiffusion` {version}. {purpose}
 
-Test accuracy: **{accuracy:.4f}** (95 % interval {low:.4f} to {high:.4f}), on the validation pictures named below,
-which it has not seen in training{noised}.
+Test accuracy: **{accuracy:.4f}** (95 % interval {low:.4f} to {high:.4f}), on {judged} the validation pictures named
+below, which it has not seen in training{noised}.
 
 ## Inputs
 
@@ -88,6 +89,7 @@ def write_classifier_card(config: Config, model_config, interval: tuple[float, f
     """Write `README.md` into a classifier's folder: what it is, what goes in, how often it is right."""
     args, output_dir = config.args, Path(config.args.output_dir)
     names = [model_config.id2label[k] for k in sorted(model_config.id2label)]
+    sets = model_config.problem_type == "multi_label_classification"
     kind = "latents, times their scaling factor," if model_config.latent else "pictures"
     inputs = f"Here they are {kind} noised, and in the last channel the timestep, over the number of them in training."
     metadata = ModelCardData(
@@ -99,6 +101,9 @@ def write_classifier_card(config: Config, model_config, interval: tuple[float, f
         version=__version__,
         purpose="It guides sampling." if model_config.noise_aware else "It judges generated pictures.",
         accuracy=model_config.test_accuracy,
+        judged="all labels of all sets, of a picture with k labels its k likeliest classes being taken, of"
+        if sets
+        else "",
         noised=", at all levels of noise" if model_config.noise_aware else "",
         low=interval[0],
         high=interval[1],
@@ -106,7 +111,7 @@ def write_classifier_card(config: Config, model_config, interval: tuple[float, f
         inputs=inputs if model_config.noise_aware else "",
         classes="by how many quarters a picture is turned"
         if model_config.pretext == "rotation"
-        else f"the classes {', '.join(names[:20])}{', …' if len(names) > 20 else ''}",
+        else f"the classes {few(names, 20)}" + (", each by itself: a sigmoid, no softmax" if sets else ""),
         data=model_config.trained_on,
         steps=steps,
         batch=args.train_batch_size * args.gradient_accumulation_steps,

@@ -31,7 +31,8 @@ class Judge:
     def __call__(self, pictures, of: str) -> tuple[dict, Features]:
         """The report of samples or of a data set, and their features; `of` is their name."""
         ours = extract(self.extractor, pictures, "pictures to judge")
-        training = self.training if self.real.training is not None else None
+        needed = self.real.training is not None and not self.wanted <= {"labels"}
+        training = self.training if needed else None
         report = {
             "version": __version__,
             "of": of,

@@ -12,6 +12,7 @@ import torch
 from hwdiffusion import InputError
 from hwdiffusion.data import ImageDataset
 from hwdiffusion.pipelines import label_ids
+from hwdiffusion.sources import read_json
 
 
 def labels_in_turn(sets: torch.Tensor | None, start: int, stop: int) -> torch.Tensor | None:
@@ -27,17 +28,26 @@ def every_label(pipe) -> torch.Tensor | None:
 def sets_to_draw(pipe, held_out: ImageDataset) -> torch.Tensor | None:
     """Every label for a model of single ones, for one of sets those of the held-out pictures, mixed; `None` without.
 
-    A held-out picture without labels, or with some that the model doesn't know, is left out.
+    A held-out picture is left out that has no labels, more than the model takes, or some that it doesn't know. If that
+    leaves none, every label is drawn.
     """
     if pipe.config.max_labels == 1 or not pipe.id2label:
         return every_label(pipe)
     known = {name: index for index, name in pipe.id2label.items()}
     ids = torch.tensor([known.get(name, -2) for name in held_out.class_names] + [-1])  # the last one pads
-    sets = ids[held_out.labels] if held_out.class_names else held_out.labels[:0]
-    sets = sets[(sets >= 0).any(dim=1) & (sets > -2).all(dim=1)] if sets.ndim == 2 else sets
-    if not len(sets) or sets.shape[1] > pipe.config.max_labels:
+    sets = ids[held_out.labels]  # (N, T)
+    sizes = (sets >= 0).sum(dim=1)
+    sets = sets[(sizes >= 1) & (sizes <= pipe.config.max_labels) & (sets > -2).all(dim=1)]
+    if not len(sets):
+        print("no held-out picture has a set of labels that the model can draw; every label is drawn by itself")
         return every_label(pipe)
+    sets = sets.sort(dim=1, descending=True).values[:, : pipe.config.max_labels]  # the padding comes last
     return sets[torch.randperm(len(sets), generator=torch.Generator().manual_seed(0))]
+
+
+def number_of_samples(args, sets: torch.Tensor | None) -> int:
+    """How many samples an evaluation draws: of the sets of a file each by every seed."""
+    return args.num_samples if args.label_sets is None else args.num_seeds * len(sets)
 
 
 def read_label_sets(path: str, pipe) -> torch.Tensor:
@@ -46,25 +56,25 @@ def read_label_sets(path: str, pipe) -> torch.Tensor:
     Raises:
         InputError: it can't be read, or a set is none, is empty, or holds what the model doesn't know.
     """
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--label_sets {path} can't be read as JSON: {' '.join(str(error).split())[:200]}") from error
+    entries = read_json(Path(path), list)
     if not pipe.id2label:
         raise InputError(f"--label_sets {path} needs a pipeline with labels, which this one isn't")
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"--label_sets {path} must hold a list of sets, each a list of names")
-    sets = [[entry] if isinstance(entry, str) else entry for entry in entries]
-    for place, names in enumerate(sets):
+    if not entries:
+        raise InputError(f"--label_sets {path} must list at least one set of names")
+    sets = []
+    for place, entry in enumerate(entries):
+        names = [entry] if isinstance(entry, str) else entry
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             said = json.dumps(names, ensure_ascii=False)[:80]
             raise InputError(f"set {place} of --label_sets {path} must be a list of at least one name, not {said}")
-    try:
-        return label_ids(sets, pipe.id2label, pipe.config.max_labels)
-    except ValueError as error:  # it says which: labels[3] …
-        raise InputError(f"--label_sets {path}: {error}") from error
+        try:
+            sets.append(label_ids([names], pipe.id2label, pipe.config.max_labels))
+        except ValueError as error:
+            said = str(error).replace("labels[0]", "it")
+            raise InputError(f"set {place} of --label_sets {path}: {said}") from error
+    return torch.cat(sets)
 
 
-def names_of(ids: torch.Tensor, class_names: list[str]) -> list[str]:
-    """The names in one set `(T,)`."""
+def names_of(ids: torch.Tensor, class_names: list[str] | dict[int, str]) -> list[str]:
+    """The names in one set `(T,)`, by a list or table of all."""
     return [class_names[index] for index in ids.tolist() if index >= 0]

@@ -6,7 +6,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from hwdiffusion import InputError
 from hwdiffusion.randomness import Draws, epoch_order
+
+
+def check_dropout(args, data):
+    """Raise InputError where single labels are to be dropped of pictures that have no sets of them."""
+    if args.single_label_dropout > 0 and not data.has_sets:
+        raise InputError(
+            f"--single_label_dropout {args.single_label_dropout} is for sets of labels, which these pictures haven't; "
+            "use --label_dropout"
+        )
 
 
 def drop_labels(tokens: torch.Tensor, probability: float, draws: Draws, single: float = 0.0) -> torch.Tensor:

@@ -20,7 +20,10 @@ def as_table(report: dict, markdown: bool = False) -> str:
         ours, theirs = report["labels"], floor.get("labels")
         low, high = ours["accuracy_95"]
         real = "" if theirs is None else f"{theirs['accuracy']:.4f}"
-        rows.append(("label accuracy (95 %)", f"{ours['accuracy']:.4f} ({low:.4f}–{high:.4f})", real))
+        if "by_size" in ours:  # labels of one picture aren't independent, so an interval of them would be too narrow
+            rows.append((f"label accuracy ({ours['n']} labels)", f"{ours['accuracy']:.4f}", real))
+        else:
+            rows.append(("label accuracy (95 %)", f"{ours['accuracy']:.4f} ({low:.4f}–{high:.4f})", real))
         worst = min((share, name) for name, share in ours["per_class"].items() if share is not None)
         for size, scores in ours.get("over_seeds", {}).get("by_size", ours.get("by_size", {})).items():
             name = f"  of sets of {size}" if int(size) > 1 else "  of single labels"
@@ -60,10 +63,13 @@ def as_table(report: dict, markdown: bool = False) -> str:
     drawn = "pictures"
     if sampling is not None:
         drawn = "samples ({scheduler}, {num_inference_steps} steps, guidance {guidance_scale})".format(**sampling)
+        if sampling.get("label_sets", {}).get("file"):
+            drawn += " of the {sets} sets of {file} by {seeds} seeds each".format(**sampling["label_sets"])
     about = (
         f"{report['n']} {drawn} against {reference['n']} pictures of {reference['name']} ({reference['split']}); "
         f"features of {extractor['extractor']} {extractor['model']}{judged}{pretext}. The column of real pictures: "
-        f"labels and nearest pictures of the {reference['n']}, else {floor['n']} others ({floor['of']})."
+        f"labels and nearest pictures of the {reference['n']}"
+        + (f", else {floor['n']} others ({floor['of']})." if floor["of"] != "held-out" else ".")
     )
     if markdown:
         lines = [f"| {name} | {ours} | {real} |" for name, ours, real in rows]

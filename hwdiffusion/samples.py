@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from hwdiffusion.arguments import CHUNK, EvaluationArguments
 from hwdiffusion.checkpoints import replace_folder
-from hwdiffusion.label_sets import every_label, labels_in_turn, names_of
+from hwdiffusion.label_sets import every_label, labels_in_turn, names_of, number_of_samples
 from hwdiffusion.pipelines import label_tokens
 from hwdiffusion.sources import METADATA_FILE
 
@@ -67,15 +67,19 @@ class Samples:
             "seed": args.seed,
             "weights_sha256": weights_digest(pipe),
         }
-        if sets is not None and sets.shape[1] > 1:
-            self.settings["sets"] = len(sets)
-            self.settings["sets_sha256"] = hashlib.sha256(sets.numpy().tobytes()).hexdigest()[:16]
+        self.repetitions = None if args.label_sets is None else args.num_seeds
+        if sets is not None and (self.repetitions is not None or sets.shape[1] > 1):
+            self.settings["label_sets"] = {
+                "file": None if args.label_sets is None else Path(args.label_sets).name,
+                "sets": len(sets),
+                "seeds": self.repetitions,
+                "sha256": hashlib.sha256(f"{sets.tolist()}".encode()).hexdigest()[:16],
+            }
         scheduler = json.dumps({key: str(value) for key, value in pipe.scheduler.config.items()}, sort_keys=True)
         self.settings["scheduler_sha256"] = hashlib.sha256(scheduler.encode()).hexdigest()[:16]
         key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = output_dir / f"samples-{key[:12]}"
-        self.repetitions = None if args.label_sets is None else args.num_seeds
-        self.count = args.num_samples if self.repetitions is None else self.repetitions * len(sets)
+        self.count = number_of_samples(args, sets)
         self.batch_size, self.seed = args.batch_size, args.seed
         self.class_names = list(pipe.id2label.values())
         starts = range(0, self.count, CHUNK)
@@ -158,7 +162,9 @@ class Samples:
             for images, labels in self.batches():
                 for image, ids in zip(images, labels if labels is not None else [None] * len(images)):
                     names = [] if ids is None else names_of(ids, self.class_names)
-                    lines.append(json.dumps({"file_name": f"{index:06d}.png", "labels": names}, ensure_ascii=False))
+                    if of_sets:
+                        line = {"file_name": f"{index:06d}.png", "labels": names}
+                        lines.append(json.dumps(line, ensure_ascii=False))
                     # a name that is no folder's, "a/b" or "..", is written as in an address
                     name = "" if of_sets or not names else quote(names[0], safe=" ")
                     folder = part / name.replace("..", "%2E%2E")
@@ -193,7 +199,8 @@ def save_npz(path: Path, batches: Iterable, class_names: list[str], count: int |
     if labels[0] is not None:
         ids = torch.cat(labels)[:count]
         # of sets, which differ in size, rows of zeros and ones
-        kept = ids[:, 0] if ids.shape[1] == 1 else label_tokens(ids, len(class_names)).sum(dim=1).to(torch.uint8)
+        single = ids.shape[1] == 1 and bool((ids >= 0).all())
+        kept = ids[:, 0] if single else label_tokens(ids, len(class_names)).sum(dim=1).to(torch.uint8)
         arrays |= {"labels": kept.numpy(), "class_names": np.array(class_names)}
     part = path.with_suffix(".part")
     with open(part, "wb") as file:

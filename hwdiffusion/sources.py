@@ -133,11 +133,11 @@ def from_lists(args, folder: Path) -> dict[str, Source]:
     test.
     """
     if (folder / OBJECTS_FILE).is_file():
-        ids = _read_json(folder / OBJECTS_FILE, dict)
+        ids = read_json(folder / OBJECTS_FILE, dict)
         if sorted(ids.values()) != list(range(len(ids))):
             raise InputError(f"{folder / OBJECTS_FILE} must give every name an id of its own, from 0 on")
         class_names = sorted(ids, key=ids.get)
-        entries = _read_json(folder / "train.json", dict)
+        entries = read_json(folder / "train.json", dict)
         if not entries or not all(isinstance(names, list) for names in entries.values()):
             raise InputError(f"{folder / 'train.json'} must give every picture a list of names")
         inside = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
@@ -153,7 +153,7 @@ def from_lists(args, folder: Path) -> dict[str, Source]:
     }
 
 
-def _read_json(path: Path, kind: type):
+def read_json(path: Path, kind: type):
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from hwdiffusion.arguments import EvaluationArguments, SweepArguments
 from hwdiffusion.evaluation import check_sampling, choose_scheduler, load_pipeline, start
 from hwdiffusion.figures import sweep_plots
 from hwdiffusion.judge import build_judge
-from hwdiffusion.label_sets import read_label_sets, sets_to_draw
+from hwdiffusion.label_sets import number_of_samples, read_label_sets, sets_to_draw
 from hwdiffusion.report import sweep_table, write_json
 from hwdiffusion.run_folder import current_processes, make_folder
 from hwdiffusion.samples import Samples, draw
@@ -38,7 +38,7 @@ def sweep(args: SweepArguments, train_classifier: Callable) -> list[dict]:
         choose_scheduler(pipe, one.scheduler)
         check_sampling(pipe, one)
     sets = None if args.label_sets is None else read_label_sets(args.label_sets, pipe)
-    count = args.num_samples if sets is None else args.num_seeds * len(sets)
+    count = number_of_samples(args, sets)
     judge = build_judge(combinations[0], pipe, list(pipe.id2label.values()), count, train_classifier, device)
     sets = sets_to_draw(pipe, judge.real.held_out) if sets is None else sets
     make_folder(output_dir)

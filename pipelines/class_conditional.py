@@ -755,6 +755,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         known = (tokens != 0).any(dim=-1).cpu()  # (B, T)
         table = torch.full(known.shape, float("nan"))
         for place, row in enumerate(rows):
+            row = row.tolist() if isinstance(row, (torch.Tensor, np.ndarray)) else row
             row = list(row) if isinstance(row, Sequence) and not isinstance(row, str) else [row]
             if not all(isinstance(one, numbers.Real) and 0 <= one < float("inf") for one in row):
                 raise ValueError(f"label_guidance_scale[{place}] must hold numbers of at least 0, not {row!r}")
@@ -1020,11 +1021,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
             conditioning["null_and_labels"] = unet_conditioning(self.unet.config, null_and_label)
         if label_weights is not None:
             weights = label_weights.to(device=device, dtype=dtype).repeat_interleave(num_images_per_prompt, dim=0)
-            without = torch.stack([tokens] * tokens.shape[1])  # (T, B, T, K), the i-th without label i
-            without[range(tokens.shape[1]), :, range(tokens.shape[1])] = 0
+            slots = (~weights.isnan()).any(dim=0).nonzero()[:, 0].tolist()  # S of the T, where any set has a label
+            without = torch.stack([tokens] * len(slots))  # (S, B, T, K), the i-th without its label
+            without[range(len(slots)), :, slots] = 0
             every = torch.cat([null_and_label, without.flatten(0, 1)])
             conditioning["without_each"] = unet_conditioning(self.unet.config, every)
-            conditioning["label_weights"] = weights.T[..., None, None, None]  # (T, B, 1, 1, 1), NaN for the padding
+            conditioning["label_weights"] = weights.T[slots][..., None, None, None]  # (S, B, 1, 1, 1)
         return conditioning
 
     def _predict(self, sample, timestep, level, conditioning, guided=True) -> torch.Tensor:
@@ -1137,7 +1139,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             label_guidance_scale (*optional*): a guidance of its own for each label of a set, a sequence of numbers
                 for each entry of `labels`, w_i: uncond + w (cond - uncond) + Σ_i (w_i - w) (cond - cond without
                 label i). A label with w_i over w is insisted on, one below is played down, and with w_i = w nothing
-                changes (w is `guidance_scale`, at least 1). Every label costs one more pass through the UNet.
+                changes (w is `guidance_scale`, at least 1). Every label of the largest set costs one more pass
+                through the UNet.
             classifier_guidance_scale (`float`, *optional*): s of classifier guidance (Dhariwal and Nichol 2021), on
                 top of the other or instead of it; it acts when > 0. The pipeline's recommended one by default.
             eta (`float`): η of DDIM (Song et al. 2021, eq. 16), in [0, 1]; other schedulers ignore it.

@@ -12,11 +12,13 @@ from tiny import make_pipeline
 from transformers import ResNetForImageClassification
 
 from hwdiffusion import InputError, cli
+from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.data import load_images
 from hwdiffusion.label_sets import every_label, labels_in_turn, names_of, read_label_sets, sets_to_draw
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.reference import data_arguments
-from hwdiffusion.train_scripts import train_classifier, train_ddpm
+from hwdiffusion.samples import Samples
+from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm
 
 
 pytestmark = pytest.mark.xdist_group("label_sets")  # they share a classifier
@@ -86,6 +88,13 @@ def test_a_model_of_sets_draws_those_of_the_held_out_pictures(tmp_path):
     theirs = [names_of(ids, held_out.class_names) for ids in held_out.labels]
     known = sorted(sorted(names) for names in theirs if "upper right" not in names)
     assert drawn == known and 5 < len(known) < 30  # a set with what the model doesn't know is left out
+    held_out.labels[0] = torch.tensor([-1, 3, -1])  # in whatever slot
+    small = make_pipeline("tokens", max_labels=2, id2label=pipe.id2label)
+    theirs = [names_of(ids, held_out.class_names) for ids in held_out.labels]
+    fitting = [names for names in theirs if "upper right" not in names and len(names) <= 2]
+    sets = sets_to_draw(small, held_out)
+    assert sets.shape == (len(fitting), 2) and (sets[:, 0] >= 0).all()  # nor what is larger than it takes
+    assert (0, -1) in {tuple(row) for row in sets.tolist()}
     without = load_images(data_arguments("digits", [8, 8], "L"))  # none of whose labels the model knows
     assert sets_to_draw(pipe, without).tolist() == [[0], [1], [2]]
 
@@ -94,13 +103,13 @@ def test_a_model_of_sets_draws_those_of_the_held_out_pictures(tmp_path):
     "content, said",
     [
         ("[[", "can't be read as JSON"),
-        ("{}", "must hold a list of sets"),
-        ("[]", "must hold a list of sets"),
+        ("{}", "must hold a list, not a dict"),
+        ("[]", "must list at least one set of names"),
         ('[["dog"], []]', r"set 1 of .* must be a list of at least one name, not \[\]"),
         ('[["dog"], [3]]', r"set 1 of .* must be a list of at least one name, not \[3\]"),
-        ('[["dog"], ["wid"]]', "unknown label 'wid'; the nearest known one is 'wild'"),
-        ('[["dog", "cat", "wild"]]', r"labels\[0\] holds 3 labels, but this model takes at most 2"),
-        ('[["dog", "dog"]]', "'dog' twice"),
+        ('[["dog"], ["wid"]]', "set 1 of .*: unknown label 'wid'; the nearest known one is 'wild'"),
+        ('["dog", ["dog", "cat", "wild"]]', "set 1 of .*: it holds 3 labels, but this model takes at most 2"),
+        ('[["dog", "dog"]]', "set 0 of .*: it holds 'dog' twice"),
     ],
 )
 def test_a_file_of_sets_that_does_not_fit_is_refused(tmp_path, content, said):
@@ -130,10 +139,10 @@ def test_a_classifier_of_sets_is_a_stock_one_of_many_labels(world):
     assert lines[-1]["accuracy"] > 0.95 and lines[-1]["loss"] < lines[0]["loss"] / 2
 
 
-def test_unseen_pictures_of_sets_are_judged_by_every_label(world):
-    """Of a perfect generator nearly all is found; with its labels exchanged, as much as by chance."""
-    write_pictures(world / "other", 120, seed=1)
-    flags = ["--images", world / "other", "--reference", world / "real", "--resolution", 8, "--image_mode", "L"]
+def test_unseen_pictures_of_sets_are_judged_by_every_label(world, tmp_path):
+    """Of a perfect generator nearly all is found; where the opposite quarters are asked for, nearly nothing."""
+    write_pictures(tmp_path / "other", 120, seed=1)
+    flags = ["--images", tmp_path / "other", "--reference", world / "real", "--resolution", 8, "--image_mode", "L"]
     labels = evaluate(world, *flags, "--metrics", "labels", output="perfect")["labels"]
     assert labels["accuracy"] > 0.95 and labels["n"] == 40 * (1 + 2 + 3)
     assert {size: one["n"] for size, one in labels["by_size"].items()} == {"1": 40, "2": 80, "3": 120}
@@ -141,16 +150,39 @@ def test_unseen_pictures_of_sets_are_judged_by_every_label(world):
     assert [of["values"] for of in labels["attributes"]] == [["upper", "lower"], ["left", "right"]]
     assert min(of["accuracy"] for of in labels["attributes"]) > 0.95
     assert (world / "perfect" / "confusion.png").is_file()
-    sets = json.loads((world / "other" / "train.json").read_text())
-    opposite = {"upper": "lower", "lower": "upper", "left": "right", "right": "left"}
-    turned = {
-        file: [" ".join(opposite[word] for word in name.split()) for name in names[:1]] for file, names in sets.items()
-    }
-    singles = {file: names for file, names in turned.items() if len(sets[file]) == 1}
-    for file in set(sets) - set(singles):
-        (world / "other" / "images" / file).unlink()
-    (world / "other" / "train.json").write_text(json.dumps(singles))
-    assert evaluate(world, *flags, "--metrics", "labels", output="turned")["labels"]["accuracy"] < 0.1
+    sets = json.loads((tmp_path / "other" / "train.json").read_text())
+    others = {file: [name for name in NAMES if name not in names][: len(names)] for file, names in sets.items()}
+    (tmp_path / "other" / "train.json").write_text(json.dumps(others))
+    labels = evaluate(world, *flags, "--metrics", "labels", output="others")["labels"]
+    # of three quarters that are bright, the one that isn't is asked for alone: only there can the likeliest be right
+    assert labels["accuracy"] < 0.05 and labels["by_size"]["2"]["accuracy"] < 0.05
+
+
+def test_pictures_of_at_most_one_label_are_sets_too_if_some_have_none(tmp_path):
+    """Each label by itself: a picture without labels teaches that there is none."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 255, (60, 8, 8), dtype=np.uint8)
+    vectors = np.eye(3, dtype=np.uint8)[random.integers(0, 3, 60)][:, :2]  # a third is of neither class
+    np.savez(tmp_path / "some.npz", images=images, labels=vectors, class_names=np.array(["x", "y"]))
+    preset = write_preset(tmp_path / "tiny.yaml", {**TINY_PRESET, "max_train_steps": 2})
+    argv = ["--preset", preset, "--train_data_dir", str(tmp_path / "some.npz"), "--resolution", "8"]
+    assert train_classifier.main([*argv, "--output_dir", str(tmp_path / "classifier")]) == 0
+    model = ResNetForImageClassification.from_pretrained(tmp_path / "classifier")
+    assert model.config.problem_type == "multi_label_classification"
+    card = (tmp_path / "classifier" / "README.md").read_text()
+    assert "all labels of all sets" in card and "a sigmoid, no softmax" in card
+
+
+def test_validation_pictures_without_labels_cannot_test_a_classifier(tmp_path, capsys):
+    for place in ("train/cat", "train/dog", "test"):
+        (tmp_path / "pictures" / place).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (8, 8), 40 * number).save(tmp_path / "pictures" / place / f"{number}.png")
+    preset = write_preset(tmp_path / "tiny.yaml", {**TINY_PRESET, "max_train_steps": 2})
+    argv = ["--preset", preset, "--train_data_dir", str(tmp_path / "pictures"), "--resolution", "8"]
+    assert train_classifier.main([*argv, "--output_dir", str(tmp_path / "classifier")]) == 2
+    assert "none of the 3 validation pictures has a label" in capsys.readouterr().err
+    assert not (tmp_path / "classifier").exists()
 
 
 # -- the protocol -----------------------------------------------------------------------------------------------------
@@ -159,7 +191,8 @@ def test_unseen_pictures_of_sets_are_judged_by_every_label(world):
 def test_a_run_is_judged_on_the_sets_of_a_file_over_several_seeds(world, capsys):
     flags = [world / "run", "--label_sets", world / "test.json", "--num_seeds", 5, "--save_images", "png"]
     report = evaluate(world, *flags, output="protocol")
-    assert report["n"] == 20 and report["metrics"] == ["labels"] and report["sampling"]["sets"] == 4
+    assert report["n"] == 20 and report["metrics"] == ["labels"]
+    assert {"file": "test.json", "sets": 4, "seeds": 5}.items() <= report["sampling"]["label_sets"].items()
     labels = report["labels"]
     assert labels["n"] == 5 * 7
     # by hand: the pictures that were kept, judged by the classifier
@@ -183,7 +216,8 @@ def test_a_run_is_judged_on_the_sets_of_a_file_over_several_seeds(world, capsys)
     half = 2.776445 * over["sd"] / 5**0.5  # Student's t with 4 degrees of freedom, from a table
     assert over["mean_95"] == pytest.approx([over["mean"] - half, over["mean"] + half])
     assert over["by_size"]["3"]["mean"] == pytest.approx(sum(hits[3::4]) / 15)
-    assert "mean of 5 seeds (95 %)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mean of 5 seeds (95 %)" in said and "of the 4 sets of test.json by 5 seeds each" in said
     width, height = Image.open(world / "protocol" / "sets.png").size
     assert width > 4 * 96 and height > 96
     # what was kept can be read as data again
@@ -222,3 +256,45 @@ def test_a_run_knows_how_many_labels_it_takes_and_shows_sets(world):
     assert pipe.config.max_labels == 3 and pipe.config.has_null_label
     (grid,) = (world / "run" / "samples").glob("*.png")
     assert Image.open(grid).width > 8 * 64 + 200  # beside the pictures, names of up to three quarters
+
+
+def test_samples_of_other_sets_are_drawn_anew(world, tmp_path):
+    """What an interrupted evaluation, or another sweep, has drawn of other labels is not taken for these."""
+    pipe = make_pipeline("pixel")  # single labels, whose every set is as long
+    (tmp_path / "a.json").write_text('["cat", "dog"]')
+    (tmp_path / "b.json").write_text('["dog", "wild"]')
+    folders = set()
+    for file, seeds in (("a", 2), ("b", 2), ("b", 3), (None, 2)):
+        path = None if file is None else str(tmp_path / f"{file}.json")
+        sets = every_label(pipe) if file is None else read_label_sets(path, pipe)
+        args = EvaluationArguments(label_sets=path, num_seeds=seeds, num_samples=4)
+        samples = Samples(tmp_path, pipe, args, sets)
+        assert len(samples) == (4 if file is None else 2 * seeds)
+        folders.add(samples.folder)
+    assert len(folders) == 4
+
+
+@pytest.mark.parametrize("script", [train_ddpm, train_ldm])
+def test_single_labels_can_be_dropped_of_sets_alone(tmp_path, script, capsys):
+    preset = write_preset(tmp_path / "tiny.yaml", TINY_PRESET)
+    argv = ["--preset", preset, "--single_label_dropout", "0.2", "--output_dir", str(tmp_path / "run")]
+    assert script.main(argv) == 2 and "is for sets of labels, which these pictures haven't" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_dropout_of_single_labels_reaches_the_training(world, tmp_path):
+    losses = []
+    for dropout in ("0", "0.9"):
+        argv = [
+            "--preset",
+            str(world / "tiny.yaml"),
+            "--train_data_dir",
+            str(world / "real"),
+            "--max_train_steps",
+            "2",
+        ]
+        argv += ["--single_label_dropout", dropout, "--output_dir", str(tmp_path / dropout)]
+        assert train_ddpm.main([*argv, "--resolution", "8", "--image_mode", "L"]) == 0
+        lines = (tmp_path / dropout / "metrics.jsonl").read_text().splitlines()
+        losses.append(json.loads(lines[-1])["loss"])
+    assert losses[0] != losses[1]

@@ -56,7 +56,9 @@ def train(config: Config, data=None) -> Path:
     if not rotation and len(data.id2label) < 2:
         raise InputError("there are fewer than two classes to tell apart; use --pretext rotation")
     class_names = ["0°", "90°", "180°", "270°"] if rotation else list(data.id2label.values())
-    sets = not rotation and data.max_labels > 1
+    sets = not rotation and data.has_sets
+    if not rotation and not (data.validation.labels >= 0).any():
+        raise InputError(f"none of the {len(data.validation)} validation pictures has a label to test a classifier by")
     set_seed(args.seed)
     input_shape = latent_shape(vqvae, size) if latent else (channels, *size)
     classifier = build_classifier(

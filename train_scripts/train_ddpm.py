@@ -16,6 +16,7 @@ def train(config: Config) -> Path:
 
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
     from hwdiffusion.judge import TrainingJudge
+    from hwdiffusion.labels import check_dropout
     from hwdiffusion.models import build_noise_scheduler, build_unet, check_inference_steps
     from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
@@ -26,6 +27,7 @@ def train(config: Config) -> Path:
     noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent=False)
     check_inference_steps(noise_scheduler, args.num_inference_steps)
     data = load_data(args)
+    check_dropout(args, data)
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], (image_channels(args), *image_size(args)), len(data.id2label))
     judge = None

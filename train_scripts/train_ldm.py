@@ -21,6 +21,7 @@ def train(config: Config) -> Path:
 
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
     from hwdiffusion.judge import TrainingJudge
+    from hwdiffusion.labels import check_dropout
     from hwdiffusion.latents import LatentDataset, cached_latents, encode_batches, how_many_tell, standardised
     from hwdiffusion.models import (
         build_noise_scheduler,
@@ -52,6 +53,7 @@ def train(config: Config) -> Path:
     else:
         vqvae = build_vqvae(config.sections["vqvae"], channels, size)
     data = load_data(args)
+    check_dropout(args, data)
     if first_stage is not None:
         train_vqgan.build_helpers(first_stage, data)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
