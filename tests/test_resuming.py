@@ -43,7 +43,13 @@ def assert_same_run(ours, theirs):
     assert weights and all((ours / path).read_bytes() == (theirs / path).read_bytes() for path in weights)
 
 
-@pytest.mark.parametrize("script", sorted(MAIN))
+# train_ldm.py trains the first stage too
+BUT_FOR_THE_FIRST_STAGE = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "train_vqgan" else []) for name in sorted(MAIN)
+]
+
+
+@pytest.mark.parametrize("script", BUT_FOR_THE_FIRST_STAGE)
 def test_a_run_killed_twice_ends_bit_identical_to_an_unbroken_one(script, preset, tmp_path):
     """SIGKILL in the middle of an epoch (100 pictures, 32 a step): at a random moment, then while a checkpoint is
     written; each time the same command again."""

@@ -487,6 +487,7 @@ def test_two_processes_share_a_moving_average_codebook_and_measure_as_one(preset
     assert states[1]["ema_counts"].sum().item() == pytest.approx(states[0]["ema_counts"].sum().item(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_told_to_stop_save_together_and_stop(preset, tmp_path):
     run = tmp_path / "run"
     script = [str(ROOT / "train_scripts" / "train_ddpm.py"), "--preset", preset, "--output_dir", str(run)]
