@@ -92,8 +92,8 @@ class TrainingArguments(MachineArguments, DataArguments):
     max_train_seconds: Optional[float] = field(
         default=None,
         metadata={
-            "help": "Or a time: as many steps as fit into it, by the measured time of a step, without what saving and "
-            "sampling take. Their number is then kept in the checkpoints."
+            "help": "Or a time, from when the pictures are read to the last step: the number of steps, and with it "
+            "the learning-rate schedule, is fitted to it as the run goes on."
         },
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "The highest learning rate."})
@@ -179,7 +179,27 @@ class VQGANArguments(TrainingArguments):
 
 
 @dataclass
-class DiffusionArguments(TrainingArguments):
+class UNetArguments(TrainingArguments):
+    """What the scripts that train a UNet share."""
+
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute the UNet's activations again in place of keeping them: less memory."}
+    )
+
+    evaluation_steps: Optional[int] = field(
+        default=None, metadata={"help": "Judge samples this often, and keep the best pipeline in `best`."}
+    )
+    evaluation_samples: int = field(default=500, metadata={"help": "How many, always of the same labels and seeds."})
+    evaluation_classifier: Optional[str] = field(
+        default=None, metadata={"help": "By whom: a folder of train_classifier.py."}
+    )
+    best_metric: Literal["frechet_distance", "label_accuracy"] = field(
+        default="frechet_distance", metadata={"help": "What the best pipeline is chosen by."}
+    )
+
+
+@dataclass
+class DiffusionArguments(UNetArguments):
     """Flags of train_ddpm.py."""
 
     label_dropout: float = field(
@@ -196,23 +216,9 @@ class DiffusionArguments(TrainingArguments):
         default="stratified",
         metadata={"help": "Timesteps of a batch: independent, spread evenly, or so with more in the middle."},
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute the UNet's activations again in place of keeping them: less memory."}
-    )
     snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
     num_inference_steps: int = field(default=50, metadata={"help": "Recommended by the saved pipeline."})
-
-    evaluation_steps: Optional[int] = field(
-        default=None, metadata={"help": "Judge samples this often, and keep the best pipeline in `best`."}
-    )
-    evaluation_samples: int = field(default=500, metadata={"help": "How many, always of the same labels and seeds."})
-    evaluation_classifier: Optional[str] = field(
-        default=None, metadata={"help": "By whom: a folder of train_classifier.py."}
-    )
-    best_metric: Literal["frechet_distance", "label_accuracy"] = field(
-        default="frechet_distance", metadata={"help": "What the best pipeline is chosen by."}
-    )
 
 
 @dataclass
@@ -268,10 +274,34 @@ class ClassifierArguments(TrainingArguments):
     )
 
 
+@dataclass
+class DistillationArguments(UNetArguments):
+    """Flags of train_distill.py."""
+
+    preset: Optional[str] = field(
+        default=None,
+        metadata={"help": "What pictures, as a preset or a run's config.yaml says. Default: the teacher's."},
+    )
+    teacher: Optional[str] = field(default=None, metadata={"help": "A run folder or Hub id: what is distilled."})
+    teacher_guidance_scale: Optional[float] = field(
+        default=None, metadata={"help": "The guidance that is distilled along. Default: what the teacher recommends."}
+    )
+    num_ddim_timesteps: int = field(
+        default=50, metadata={"help": "A step of the teacher's spans one in so many of the timesteps."}
+    )
+    num_inference_steps: int = field(default=4, metadata={"help": "Recommended by the saved pipeline."})
+
+    max_train_steps: Optional[int] = field(
+        default=None, metadata={"help": "Optimizer steps; or give epochs. Default: 1000."}
+    )
+    learning_rate: float = field(default=3e-4, metadata={"help": "The highest learning rate."})
+
+
 SCRIPTS = {
     "train_vqgan": VQGANArguments,
     "train_ddpm": DiffusionArguments,
     "train_ldm": LatentDiffusionArguments,
+    "train_distill": DistillationArguments,
     "train_classifier": ClassifierArguments,
 }
 

@@ -32,11 +32,13 @@ from hwdiffusion.arguments import (
     ClassifierArguments,
     DataArguments,
     DiffusionArguments,
+    DistillationArguments,
     DrawingArguments,
     EvaluationArguments,
     LatentDiffusionArguments,
     MachineArguments,
     TrainingArguments,
+    UNetArguments,
     VQGANArguments,
 )
 from hwdiffusion.checkpoints import write_file
@@ -54,6 +56,7 @@ _SECTIONS_OF = {
     "train_vqgan": ["vqvae"],
     "train_ddpm": ["unet", "noise_scheduler"],
     "train_ldm": ["vqvae", "unet", "noise_scheduler"],
+    "train_distill": [],
     "train_classifier": ["classifier", "noise_scheduler"],
 }
 # What both stages of a latent diffusion have in common.
@@ -186,8 +189,10 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     if "-h" in argv or "--help" in argv:
         _parse(script, ["--help"])
     flags, overrides = _split_overrides(argv, script)
-    name = _chosen_preset(flags)
-    preset = load_preset(name)
+    name = _chosen_preset(script, flags)
+    preset = load_preset(name) if name is not None else {}
+    if script == "train_distill":
+        preset = _pictures_of(preset)
     preset.pop("script", None)  # a run's config.yaml serves as a preset
     sections = {section: _as_section(preset.pop(section, {}), section, name) for section in MODEL_SECTIONS}
     scripts = {other: _as_section(preset.pop(other, {}), other, name) for other in SCRIPTS}
@@ -238,8 +243,11 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
             f"preset {name} is for {' and '.join(meant_for)}, not for {script}; use another, or say how long to train "
             "by --max_train_steps, --num_train_epochs or --max_train_seconds"
         )
+    if script == "train_distill" and all(getattr(args, key) is None for key in LENGTHS):
+        args.max_train_steps = 1000
     if args.output_dir is None:
-        args.output_dir = str(Path("runs", Path(args.preset).stem))
+        teacher = getattr(args, "teacher", None)
+        args.output_dir = str(Path("runs", Path(args.preset).stem if teacher is None else f"{Path(teacher).name}-lcm"))
     _validate(args)
     used = _SECTIONS_OF[script]
     first = {
@@ -349,16 +357,38 @@ def parse_drawing(command: str, argv: list[str]) -> DrawingArguments:
     return args
 
 
-def _chosen_preset(flags: list[str]) -> str:
-    name = TrainingArguments.preset
-    for place, flag in enumerate(flags):
-        if flag == "--preset":
-            if place + 1 == len(flags):
-                raise InputError(f"--preset needs the name of a preset: {', '.join(preset_names())}, or a .yaml file")
-            name = flags[place + 1]
-        elif flag.startswith("--preset="):
-            name = flag.removeprefix("--preset=")
-    return name
+def _chosen_preset(script: str, flags: list[str]) -> str | None:
+    """The preset that is named, else the script's own default; for a student what its teacher was trained by."""
+    name = _value_of("--preset", flags)
+    if name == "":
+        raise InputError(f"--preset needs the name of a preset: {', '.join(preset_names())}, or a .yaml file")
+    if name is not None or script != "train_distill":
+        return name or TrainingArguments.preset
+    teacher = _value_of("--teacher", flags)
+    if not teacher:
+        raise InputError("--teacher needs a run folder or Hub id, the pipeline to distil")
+    config = Path(teacher) / "config.yaml"
+    return str(config) if config.is_file() else None
+
+
+def _value_of(flag: str, flags: list[str]) -> str | None:
+    """The last value that a command line gives a flag; empty where it gives none."""
+    value = None
+    for place, word in enumerate(flags):
+        if word == flag:
+            value = flags[place + 1] if place + 1 < len(flags) else ""
+        elif word.startswith(f"{flag}="):
+            value = word.removeprefix(f"{flag}=")
+    return value
+
+
+def _pictures_of(preset: dict) -> dict:
+    """What the preset of another script says of pictures alone; that of a student as it is."""
+    own = preset.get("train_distill")
+    of_script = _as_section(preset.get(preset.get("script", "train_ldm")), "train_ldm", "the teacher")
+    pictures = {item.name for item in fields(DataArguments)}
+    said = {key: value for key, value in {**preset, **of_script}.items() if key in pictures}
+    return {**said, "train_distill": own} if own else said
 
 
 def run_script(script: str, train, argv: list[str] | None = None) -> int:
@@ -399,15 +429,23 @@ def _validate(args: TrainingArguments):
         raise InputError("give --train_data_dir FOLDER or --dataset_name NAME (`digits` is embedded)")
     if args.dataset_name is not None and args.train_data_dir is not None:
         raise InputError("give either --train_data_dir or --dataset_name, not both")
+    if isinstance(args, UNetArguments):
+        require(args.num_inference_steps >= 1, "num_inference_steps", "at least 1")
+        require(args.evaluation_steps is None or args.evaluation_steps >= 1, "evaluation_steps", "at least 1")
+        if args.evaluation_steps is not None and args.evaluation_classifier is None:
+            raise InputError("--evaluation_steps needs --evaluation_classifier, a folder of train_classifier.py")
+    if isinstance(args, DistillationArguments):
+        scale = args.teacher_guidance_scale
+        require(scale is None or 1 <= scale < float("inf"), "teacher_guidance_scale", "at least 1")
+        require(2 <= args.num_ddim_timesteps <= 1000, "num_ddim_timesteps", "in 2 to 1000")
+        require(
+            args.num_inference_steps <= args.num_ddim_timesteps, "num_inference_steps", "--num_ddim_timesteps at most"
+        )
     if isinstance(args, DiffusionArguments):
         require(0 <= args.label_dropout < 1, "label_dropout", "at least 0 and less than 1")
         require(0 <= args.single_label_dropout < 1, "single_label_dropout", "at least 0 and less than 1")
         require(args.snr_gamma is None or args.snr_gamma > 0, "snr_gamma", "positive")
         require(args.guidance_scale >= 1, "guidance_scale", "at least 1")
-        require(args.num_inference_steps >= 1, "num_inference_steps", "at least 1")
-        require(args.evaluation_steps is None or args.evaluation_steps >= 1, "evaluation_steps", "at least 1")
-        if args.evaluation_steps is not None and args.evaluation_classifier is None:
-            raise InputError("--evaluation_steps needs --evaluation_classifier, a folder of train_classifier.py")
         if args.guidance_scale > 1 and args.label_dropout == 0:
             raise InputError(
                 f"--guidance_scale {args.guidance_scale} needs a model trained with label dropout, but "

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from hwdiffusion import InputError
-from hwdiffusion.randomness import epoch_order
+from hwdiffusion.randomness import Draws, epoch_order
 from hwdiffusion.sources import NULL_LABEL, VALIDATION_SPLITS, Source, describe, few, read_image, read_sources
 from hwdiffusion.streams import PictureStream, open_stream
 
@@ -237,6 +237,16 @@ def to_model_range(images: torch.Tensor) -> torch.Tensor:
 def flip(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Mirror the chosen pictures `(B,)` of `(B, C, H, W)` left to right."""
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def pixels_to_sample(random_flip: bool) -> Callable:
+    """A function of uint8 pictures `(B, C, H, W)` and of a batch's draws, to what is noised, in [-1, 1]."""
+
+    def to_sample(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+        sample = to_model_range(images)
+        return flip(sample, draws.uniform("flip") < 0.5) if random_flip else sample
+
+    return to_sample
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from hwdiffusion.arguments import (
     TrajectoryArguments,
     VaryArguments,
 )
-from hwdiffusion.evaluation import choose_scheduler, load_pipeline
+from hwdiffusion.evaluation import choose_scheduler
 from hwdiffusion.figures import denoising, evenly, image_grid, write_animation
+from hwdiffusion.models import load_pipeline
 
 
 def draw_trajectory(args: TrajectoryArguments):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from hwdiffusion import InputError, figures, hub
@@ -15,8 +14,7 @@ from hwdiffusion.comparison import batches_of, nearest_pairs, places_among
 from hwdiffusion.data import Data, load_images
 from hwdiffusion.judge import build_judge, classifier_config, trained
 from hwdiffusion.label_sets import names_of, number_of_samples, read_label_sets, sets_to_draw
-from hwdiffusion.models import swap_scheduler
-from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.models import load_pipeline, swap_scheduler
 from hwdiffusion.reference import RealSide, data_arguments
 from hwdiffusion.report import as_table, write_json
 from hwdiffusion.run_folder import check_processes, current_processes, make_folder, use_all_cores
@@ -113,19 +111,6 @@ def start(args: EvaluationArguments) -> torch.device:
 # ---------------------------------------------------------------------------------------------------------------------
 # The generated side
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def load_pipeline(run: str, device: torch.device) -> ClassConditionalPipeline:
-    """The pipeline of a run folder or of the Hub."""
-    try:
-        pipe = ClassConditionalPipeline.from_pretrained(run)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f": {' '.join(str(error).split())[:200]}" if Path(run).exists() else ""
-        raise InputError(f"{run} is neither a run folder nor a pipeline of the Hub that can be had{reason}") from error
-    if not isinstance(pipe.unet, UNet2DConditionModel):
-        raise InputError(f"{run} is not a pipeline of hwdiffusion: its unet is a {type(pipe.unet).__name__}")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
 
 
 def choose_scheduler(pipe, name: str | None):

@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from hwdiffusion.data import ImageDataset, to_model_range
-from hwdiffusion.pipelines import raw_latents
+from hwdiffusion.data import ImageDataset, flip, to_model_range
+from hwdiffusion.pipelines import raw_latents, scale_latents
+from hwdiffusion.randomness import Draws
 
 
 AT_ONCE = 2**20  # pixels of a slice that is encoded at once
@@ -105,6 +106,29 @@ def _encode_in_turn(
     for places, _ in turns(count, batch_size):
         latents = _encode(vqvae, read(places), flips)
         yield gather(latents) if PartialState().num_processes > 1 else latents
+
+
+def latents_to_sample(config, random_flip: bool, shift=0.0, encoder=None) -> Callable:
+    """A function of what a data set gives and of a batch's draws, to what is noised, `(B, C, h, w)`.
+
+    It takes latents `(B, F, C, h, w)`, of which it chooses a view; with an `encoder`, pictures `(B, C, H, W)`.
+
+    Args:
+        config: of the autoencoder, which tells the scale.
+        shift: taken off the latents before, `(C, 1, 1)`.
+    """
+
+    def to_sample(stored: torch.Tensor, draws: Draws) -> torch.Tensor:
+        if encoder is None:
+            view = (draws.uniform("flip") * stored.shape[1]).long()
+            latents = stored[torch.arange(len(stored), device=stored.device), view]
+        else:
+            chosen = draws.uniform("flip") < 0.5 * random_flip
+            with torch.no_grad():
+                latents = raw_latents(encoder, flip(to_model_range(stored), chosen)).float()
+        return scale_latents(config, latents - shift)
+
+    return to_sample
 
 
 def cached_latents(vqvae, dataset: ImageDataset, flips: bool, path: Path) -> LatentDataset:

@@ -197,6 +197,19 @@ def sampling_scheduler(noise_scheduler: NoiseScheduler) -> SchedulerMixin:
     return DDIMScheduler.from_config(noise_scheduler.config, **spacing)
 
 
+def load_pipeline(run: str, device: torch.device) -> ClassConditionalPipeline:
+    """The pipeline of a run folder or of the Hub."""
+    try:
+        pipe = ClassConditionalPipeline.from_pretrained(run)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f": {' '.join(str(error).split())[:200]}" if Path(run).exists() else ""
+        raise InputError(f"{run} is neither a run folder nor a pipeline of the Hub that can be had{reason}") from error
+    if not isinstance(pipe.unet, UNet2DConditionModel):
+        raise InputError(f"{run} is not a pipeline of hwdiffusion: its unet is a {type(pipe.unet).__name__}")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
 def load_autoencoder(path: str, channels: int, size: tuple[int, int]) -> Autoencoder:
     """A trained autoencoder: a folder or Hub repository that is one, or a pipeline with one in `vqvae/` or `vae/`.
 

@@ -54,12 +54,21 @@ def add_noise(noise_scheduler, sample, noise, timesteps) -> torch.Tensor:
     """The sample `(B, C, H, W)`, noised to the timesteps `(B,)`."""
     if not is_flow(noise_scheduler):
         return noise_scheduler.add_noise(sample, noise, timesteps)
-    sigma = _flow_sigma(noise_scheduler, timesteps)[:, None, None, None].to(sample.dtype)
-    return (1 - sigma) * sample + sigma * noise
+    alpha, sigma = levels(noise_scheduler, timesteps, sample)
+    return alpha * sample + sigma * noise
 
 
 def _flow_sigma(noise_scheduler, timesteps) -> torch.Tensor:
     return timesteps / noise_scheduler.config.num_train_timesteps
+
+
+def levels(noise_scheduler, timesteps, sample) -> tuple[torch.Tensor, torch.Tensor]:
+    """α and σ of noisy samples α sample + σ noise at the timesteps `(B,)`; `(B, 1, 1, 1)` each, as `sample` is."""
+    if is_flow(noise_scheduler):
+        sigma = _flow_sigma(noise_scheduler, timesteps).to(sample)[:, None, None, None]
+        return 1 - sigma, sigma
+    alpha_squared = noise_scheduler.alphas_cumprod.to(sample.device)[timesteps][:, None, None, None]
+    return alpha_squared.sqrt().to(sample), (1 - alpha_squared).sqrt().to(sample)
 
 
 def prediction_target(noise_scheduler, sample, noise, timesteps) -> torch.Tensor:

@@ -121,7 +121,7 @@ def _what_depends_on_the_end(config: Config, state: dict | None) -> str | None:
     if isinstance(args, VQGANArguments) and (args.discriminator_weight or args.codebook_restart_steps):
         return "--discriminator_start and --codebook_restart_until are parts of the whole run"
     if args.max_train_seconds is not None:
-        return "the number of its steps was frozen when it started"
+        return "its steps are fitted to the time"
     lengths = [args.max_train_steps, None if state is None else state["max_steps"]]
     shortest = min(filter(None, lengths), default=0)
     if args.lr_scheduler == "constant_with_warmup" and shortest < 2 * args.lr_warmup_steps:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hwdiffusion.arguments import EvaluationArguments, SweepArguments
-from hwdiffusion.evaluation import check_sampling, choose_scheduler, load_pipeline, start
+from hwdiffusion.evaluation import check_sampling, choose_scheduler, start
 from hwdiffusion.figures import sweep_plots
 from hwdiffusion.judge import build_judge
 from hwdiffusion.label_sets import number_of_samples, read_label_sets, sets_to_draw
+from hwdiffusion.models import load_pipeline
 from hwdiffusion.report import sweep_table, write_json
 from hwdiffusion.run_folder import current_processes, make_folder
 from hwdiffusion.samples import Samples, draw

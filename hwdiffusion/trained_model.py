@@ -58,6 +58,14 @@ class TrainedModel:
             num_training_steps=steps,
         )
 
+    def stretch(self, max_steps: int):
+        """Go on with the schedule of a run of another length, from the step that this one has come to."""
+        going = self.lr_scheduler
+        self.schedule(max_steps)
+        going.lr_lambdas, self.lr_scheduler = self.lr_scheduler.lr_lambdas, going
+        for group, base_lr, factor in zip(self.optimizer.param_groups, going.base_lrs, going.lr_lambdas):
+            group["lr"] = base_lr * factor(going.last_epoch)
+
     def update(self, loss: torch.Tensor) -> torch.Tensor | None:
         """Backward; on a step's last micro-batch clip the gradients, and step the optimizer and the schedule.
 

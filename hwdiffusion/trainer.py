@@ -16,6 +16,7 @@ import json
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ from hwdiffusion.training_log import TrainingLog
 
 BEST_FILE = "evaluation.json"
 TRIAL_STEPS, WARM_UP_STEPS = 10, 2  # a run in small, by which the time of a step is measured
+REPLANS = 400  # how often a run with a time budget looks at the clock
+PACE = 40  # the time of a step is that of the steps since so many looks ago
 
 
 @dataclass
@@ -105,7 +108,9 @@ class Trainer:
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         )
         self.steps_per_epoch = max(1, epoch_size / self.step_size)
-        self.max_steps: int | None = None  # told by the time budget, or by a checkpoint that froze its number
+        self._began, self._spent_before = time.perf_counter(), 0.0  # by earlier starts of the same run
+        self._marks: deque[tuple[float, int]] = deque(maxlen=PACE)  # of a time budget: seconds and steps
+        self.max_steps: int | None = None  # of a run with a time budget what the clock says, and again and again
         if self.args.max_train_seconds is None:
             epochs = self.args.num_train_epochs
             self.max_steps = self.args.max_train_steps or -(-epoch_size * epochs // self.step_size)
@@ -217,17 +222,16 @@ class Trainer:
             RunError: a loss or a gradient is not finite.
         """
         state = None if self.args.dry_run else self._state_to_resume()
-        budget = self.args.max_train_seconds
-        if budget is not None and state is not None and state["max_train_seconds"] is not None:
-            self.max_steps = round(state["max_steps"] * budget / state["max_train_seconds"])  # frozen, for that time
+        if state is not None:
+            self._spent_before = state.get("seconds", 0.0)
+        if self.max_steps is None and state is not None:
+            self.max_steps = self._end_of_budget(state)
         if self.args.dry_run or self.max_steps is None:
-            began = time.perf_counter()
             seconds_a_step = yield from self._trial(dataset)
             if self.args.dry_run:
                 self._report_dry_run(seconds_a_step)
                 return
-            self.max_steps = self._steps_within(budget, time.perf_counter() - began, seconds_a_step)
-            self.max_steps += 0 if state is None else state["step"]
+            self.max_steps = self._steps_within(seconds_a_step)
         self._plan()
         self._resume(state)
         if self.is_main_process:
@@ -252,6 +256,7 @@ class Trainer:
             loader = self._loader(dataset)
             stack.callback(self._close, loader)
             self._log.clear()
+            self._marks.append((self._seconds(), self.step))
             while self.step < self.max_steps:
                 yield from self._micro_batches(loader)
                 self._finish_step(progress, save, preview, evaluation)
@@ -320,6 +325,8 @@ class Trainer:
 
     def _finish_step(self, progress, save, preview, evaluation):
         progress.update(self.step_size)
+        if self.args.max_train_seconds is not None and self.step % self._replanning_steps == 0:
+            self._replan(progress)
         last = self.step == self.max_steps
         evaluated = evaluation is not None and (last or self.step % (evaluation.steps or self.max_steps) == 0)
         drawn = preview is not None and (self.step in self.sample_steps or (evaluated and evaluation.draws))
@@ -406,6 +413,7 @@ class Trainer:
         for trained in self._models.values():
             trained.schedule(self.max_steps)
         self.checkpointing_steps = self.args.checkpointing_steps or max(1, self.max_steps // 10)
+        self._replanning_steps = max(1, self.max_steps // REPLANS)
         self.sample_steps = {self.max_steps, *(self.args.sample_steps or [])}
         self.sample_steps |= {round(epoch * self.steps_per_epoch) for epoch in self.args.sample_epochs or []}
 
@@ -428,7 +436,7 @@ class Trainer:
                     began = time.perf_counter()
                 yield from self._micro_batches(loader)
             self._synchronize()
-            seconds = (time.perf_counter() - began) / (TRIAL_STEPS - WARM_UP_STEPS)
+            seconds = max(1e-9, (time.perf_counter() - began) / (TRIAL_STEPS - WARM_UP_STEPS))
         finally:
             self._close(loader)
         for name, trained in self._models.items():
@@ -445,18 +453,53 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _steps_within(self, budget: float, spent: float, seconds_a_step: float) -> int:
-        """The steps that the budget has time for: the main process's number on all of them."""
-        steps = [max(1, int((budget - spent) / seconds_a_step))]
+    def _steps_within(self, seconds_a_step: float) -> int:
+        """The steps for which a time budget still has time."""
+        budget = self.args.max_train_seconds
+        steps = self._agreed(max(1, int((budget - self._seconds()) / seconds_a_step)))
+        self.print(f"{steps} steps of {seconds_a_step:.3f} s within --max_train_seconds {budget:g}")
+        return steps
+
+    def _end_of_budget(self, state: dict[str, Any]) -> int:
+        """At which step a run ends that has a time budget and was stopped."""
+        if state["step"] == state["max_steps"] and state["max_train_seconds"] == self.args.max_train_seconds:
+            return state["step"]  # it was done
+        return state["step"] + self._steps_within(max(1e-9, self._spent_before) / state["step"])
+
+    def _agreed(self, number: int) -> int:
+        """The main process's number, on all of them."""
+        numbers = [number]
         if self.accelerator.num_processes > 1:
-            broadcast_object_list(steps)
-        self.print(f"{steps[0]} steps of {seconds_a_step:.3f} s within --max_train_seconds {budget:g}")
-        return steps[0]
+            broadcast_object_list(numbers)
+        return numbers[0]
+
+    def _seconds(self) -> float:
+        """What the run has taken so far, over all its starts."""
+        return self._spent_before + time.perf_counter() - self._began
+
+    def _replan(self, progress):
+        """Fit the end of the run, and with it the learning-rate schedules, to the time that is left.
+
+        The time of a step is that of the last tenth of the run, with what was saved and drawn within it, so that a
+        machine that gets slower or faster doesn't miss the budget.
+        """
+        self._synchronize()
+        now = self._seconds()
+        began, first = self._marks[0]
+        self._marks.append((now, self.step))
+        seconds_a_step = max(1e-9, now - began) / (self.step - first)
+        left = self._agreed(round(max(0.0, self.args.max_train_seconds - now) / seconds_a_step))
+        self.sample_steps = {step for step in self.sample_steps if step != self.max_steps} | {self.step + left}
+        self.max_steps = self.step + left
+        self._replanning_steps = max(1, self.max_steps // REPLANS)
+        for trained in self._models.values():
+            trained.stretch(self.max_steps)
+        progress.total = self.max_steps * self.step_size
 
     def _report_dry_run(self, seconds: float):
         steps = self.max_steps
         if steps is None:
-            steps = self._steps_within(self.args.max_train_seconds, TRIAL_STEPS * seconds, seconds)
+            steps = self._steps_within(seconds)
         if not self.is_main_process:
             return
         print(yaml.safe_dump(self.config.to_dict(), sort_keys=False))
@@ -528,6 +571,7 @@ class Trainer:
                 "script": self.config.script,
                 "step": self.step,
                 "max_steps": self.max_steps,
+                "seconds": self._seconds(),
                 "max_train_seconds": self.args.max_train_seconds,
                 "step_size": self.step_size,
                 "epoch_size": self.epoch_size,

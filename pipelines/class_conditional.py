@@ -273,13 +273,19 @@ def unet_conditioning(unet_config: Any, tokens: torch.Tensor | None) -> dict[str
 
 
 def predict_clean(
-    model_output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float, prediction_type: str
+    model_output: torch.Tensor,
+    sample: torch.Tensor,
+    alpha: float | torch.Tensor,
+    sigma: float | torch.Tensor,
+    prediction_type: str,
 ) -> torch.Tensor:
     """The clean sample that a model's output says, of the noisy `sample` = α clean + σ noise; all `(B, C, H, W)`."""
     if prediction_type == "sample":
         return model_output
     if prediction_type == "epsilon":
-        return (sample - sigma * model_output) / max(alpha, 1e-8)
+        return (sample - sigma * model_output) / (
+            alpha.clamp(min=1e-8) if torch.is_tensor(alpha) else max(alpha, 1e-8)
+        )
     if prediction_type == "v_prediction":  # v = α noise - σ clean (Salimans and Ho 2022), with α² + σ² = 1
         return alpha * sample - sigma * model_output
     return sample - sigma * model_output  # flow_prediction: noise - clean, with α = 1 - σ

@@ -54,6 +54,15 @@ def command(script: str, *argv) -> list[str]:
 
 
 def final_state(run: Path) -> dict:
+    """What the last checkpoint keeps, but for the time that it took."""
+    return {key: value for key, value in _final(run).items() if key != "seconds"}
+
+
+def seconds_taken(run: Path) -> float:
+    return _final(run)["seconds"]
+
+
+def _final(run: Path) -> dict:
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return torch.load(newest / STATE_FILE, weights_only=True)
 

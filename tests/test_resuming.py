@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from running import (
     final_state,
     kill_once_it_has,
     losses,
+    seconds_taken,
     signal_once,
     write_preset,
 )
@@ -30,6 +32,8 @@ from hwdiffusion.figures import read_metrics
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.randomness import BatchOrder
 from hwdiffusion.train_scripts import train_ddpm, train_ldm, train_vqgan
+from hwdiffusion.trainer import TRIAL_STEPS
+from hwdiffusion.training_log import TrainingLog
 
 
 # -- killed and continued ---------------------------------------------------------------------------------------------
@@ -500,28 +504,62 @@ def test_another_end_is_refused_where_the_schedule_depends_on_it_and_stretches_i
     assert "has done 16 steps, but the run should now end after 7" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["train_vqgan", "train_ddpm"])
-def test_a_time_budget_is_turned_into_steps_once_and_leaves_no_trace_of_the_measurement(script, preset, tmp_path):
-    options = ["--preset", preset, "--checkpointing_steps", "2"]
-    timed = [*options, "--output_dir", str(tmp_path / "timed"), "--max_train_seconds"]
-    assert MAIN[script]([*timed, "3"]) == 0
-    steps = final_state(tmp_path / "timed")["max_steps"]
-    assert steps > 5
-    newest = find_checkpoints(tmp_path / "timed")[0]
-    (newest / STATE_FILE).unlink()  # as if it had been killed before its end
-    with pytest.warns(UserWarning, match="is broken"):
-        assert MAIN[script]([*timed, "3"]) == 0
-    assert final_state(tmp_path / "timed")["max_steps"] == steps
+@pytest.fixture
+def clock(monkeypatch):
+    """The trainer's clock, on which a step takes the seconds that `clock.pace` says, as long as `clock.steps` says."""
+    clock = SimpleNamespace(now=0.0, steps=0, pace=lambda step: 1.0, perf_counter=lambda: clock.now)
 
-    assert MAIN[script]([*options, "--output_dir", str(tmp_path / "counted"), "--max_train_steps", str(steps)]) == 0
+    def end_step(log):
+        clock.now += clock.pace(clock.steps)
+        clock.steps += 1
+        return as_it_is(log)
+
+    as_it_is = TrainingLog.end_step
+    monkeypatch.setattr(TrainingLog, "end_step", end_step)
+    monkeypatch.setattr("hwdiffusion.trainer.time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("script", ["train_vqgan", "train_ddpm"])
+def test_a_time_budget_at_an_even_pace_is_a_number_of_steps_and_its_trial_leaves_no_trace(
+    script, preset, tmp_path, clock
+):
+    options = ["--preset", preset, "--checkpointing_steps", "4"]
+    timed = [*options, "--output_dir", str(tmp_path / "timed"), "--max_train_seconds", "19"]
+    assert MAIN[script](timed) == 0
+    assert final_state(tmp_path / "timed")["max_steps"] == 19 - TRIAL_STEPS
+    assert MAIN[script](timed) == 0  # it is done
+    assert clock.steps == 19
+
+    assert MAIN[script]([*options, "--output_dir", str(tmp_path / "counted"), "--max_train_steps", "9"]) == 0
     assert_identical(final_state(tmp_path / "timed")["models"], final_state(tmp_path / "counted")["models"])
 
 
-def test_a_longer_time_budget_lengthens_by_the_frozen_steps(preset, tmp_path, capsys):
-    timed = ["--preset", preset, "--output_dir", str(tmp_path / "run"), "--max_train_seconds"]
-    assert train_ddpm.main([*timed, "2"]) == 0
-    steps = final_state(tmp_path / "run")["max_steps"]
-    assert train_ddpm.main([*timed, "3"]) == 2
+@pytest.mark.parametrize("later", [0.5, 3.0])
+def test_a_time_budget_is_met_on_a_machine_whose_pace_changes(later, preset, tmp_path, clock):
+    clock.pace = lambda step: 1.0 if step < 30 else later
+    run = tmp_path / "run"
+    options = ["--preset", preset, "--checkpointing_steps", "1000", "--output_dir", str(run)]
+    assert train_ddpm.main([*options, "--max_train_seconds", "60"]) == 0
+    assert clock.now == pytest.approx(60, rel=0.02)
+    lines = read_metrics(run / "metrics.jsonl")
+    rates = [line["learning_rate"] for line in lines]
+    assert len(lines) == clock.steps - TRIAL_STEPS and len({line["step"] for line in lines}) == len(lines)
+    assert rates[-1] < 0.05 * max(rates) < rates[len(rates) // 2]  # the schedule has come to its end with the run
+    assert (run / "samples" / f"step-{len(lines)}.png").is_file()
+
+
+def test_a_stopped_run_uses_what_is_left_of_its_time_and_a_longer_budget_goes_on(preset, tmp_path, clock, capsys):
+    run = tmp_path / "run"
+    timed = ["--preset", preset, "--output_dir", str(run), "--checkpointing_steps", "5", "--max_train_seconds"]
+    assert train_ddpm.main([*timed, "40"]) == 0
+    newest = find_checkpoints(run)[0]
+    (newest / STATE_FILE).unlink()  # as if it had been killed before its end
+    with pytest.warns(UserWarning, match="is broken"):
+        assert train_ddpm.main([*timed, "40"]) == 0
+    assert seconds_taken(run) == 40 and final_state(run)["step"] == 40 - TRIAL_STEPS
+
+    assert train_ddpm.main([*timed, "60"]) == 2
     assert "max_train_seconds" in capsys.readouterr().err
-    assert train_ddpm.main([*timed, "3", "--resume_from_checkpoint", "latest"]) == 0
-    assert final_state(tmp_path / "run")["max_steps"] == round(steps * 1.5)
+    assert train_ddpm.main([*timed, "60", "--resume_from_checkpoint", "latest"]) == 0
+    assert seconds_taken(run) == pytest.approx(60, abs=1)

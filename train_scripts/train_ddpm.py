@@ -14,10 +14,10 @@ def train(config: Config) -> Path:
     """Train a UNet on pixels; the run folder, which is a pipeline, is returned."""
     from accelerate.utils import set_seed
 
-    from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
+    from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
     from hwdiffusion.judge import TrainingJudge
     from hwdiffusion.labels import check_dropout
-    from hwdiffusion.models import build_noise_scheduler, build_unet, check_inference_steps
+    from hwdiffusion.models import build_noise_scheduler, build_pipeline, build_unet, check_inference_steps
     from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
@@ -36,43 +36,59 @@ def train(config: Config) -> Path:
         judge = TrainingJudge(args, data, list(data.id2label.values()) if labelled else [])
     prepare_output_dir(config)
 
-    def to_sample(images, draws):  # uint8 (B, C, H, W)
-        sample = to_model_range(images)
-        return flip(sample, draws.uniform("flip") < 0.5) if args.random_flip else sample
-
     trainer = Trainer(config, len(data.train))
     trainer.print(data.summary())
-    fit_unet(trainer, data.train, to_sample, unet, noise_scheduler, None, data, judge)
+    pipeline = build_pipeline(unet, noise_scheduler, None, data, args)
+    loss_of = denoising_loss(noise_scheduler, unet.config, args, trainer.step_size)
+    fit_unet(trainer, data.train, pixels_to_sample(args.random_flip), pipeline, data, judge, loss_of)
     return Path(args.output_dir)
 
 
-def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, judge):
-    """The loop that trains a UNet, on pixels and on latents alike.
+def denoising_loss(noise_scheduler, unet_config, args, step_size: int):
+    """The loss of a diffusion model: a function of a UNet, clean samples `(B, C, H, W)`, their labels and draws."""
+    from hwdiffusion.labels import drop_labels
+    from hwdiffusion.objectives import add_noise, diffusion_loss, draw_timesteps
+    from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
+
+    num_classes = num_label_classes(unet_config)
+
+    def loss_of(unet, sample, labels, draws):
+        tokens = None
+        if num_classes:
+            tokens = label_tokens(labels, num_classes)  # (B, T, K)
+            tokens = drop_labels(tokens, args.label_dropout, draws, args.single_label_dropout)
+        noise = draws.normal("noise", sample.shape[1:])
+        timesteps = draw_timesteps(draws, noise_scheduler, args.timestep_sampling, step_size)
+        noisy = add_noise(noise_scheduler, sample, noise, timesteps)
+        prediction = unet(noisy, timesteps, **unet_conditioning(unet_config, tokens), return_dict=False)[0]
+        return diffusion_loss(noise_scheduler, prediction, sample, noise, timesteps, args.snr_gamma)
+
+    return loss_of
+
+
+def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
+    """The loop that trains a pipeline's UNet, on pixels and on latents alike.
 
     Args:
         dataset: `dataset[indices]` gives pictures or latents, and labels `(B, T)`.
-        to_sample: a function of those and of the batch's draws, to what is noised, `(B, C, H, W)`.
-        vqvae: the autoencoder of the pipeline that is saved; `None` for pixels.
+        to_sample: a function of those and of the batch's draws, to clean samples `(B, C, H, W)`.
+        pipeline: what is saved.
         data: the pictures, for the names of their labels.
         judge: measures the pipeline as it is trained, if it is not `None`.
+        loss_of: a function of the UNet, clean samples, labels and draws, to a scalar.
     """
     from hwdiffusion.figures import sample_grid
     from hwdiffusion.hub import push, write_model_card
     from hwdiffusion.label_sets import sets_to_draw
-    from hwdiffusion.labels import drop_labels
-    from hwdiffusion.models import build_pipeline
-    from hwdiffusion.objectives import add_noise, diffusion_loss, draw_timesteps
-    from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
+    from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.trainer import Evaluation
 
     args = trainer.args
-    pipeline = build_pipeline(unet, noise_scheduler, vqvae, data, args)
-    unet_config, num_classes = unet.config, num_label_classes(unet.config)
-    if data.id2label and not num_classes:
+    if data.id2label and not num_label_classes(pipeline.unet.config):
         trainer.print(f"the UNet takes no labels: the {len(data.id2label)} classes are not used")
     if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    unet = trainer.add_model("unet", unet, args.learning_rate)
+        pipeline.unet.enable_gradient_checkpointing()
+    unet = trainer.add_model("unet", pipeline.unet, args.learning_rate)
 
     def rank(measured) -> float:
         return measured["eval_label_accuracy"] if by_labels else -measured["eval_frechet_distance"]
@@ -90,16 +106,7 @@ def fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, ju
     for batch in trainer.batches(dataset, pipeline.save_pretrained, preview, evaluation):
         stored, labels = batch.data
         sample = to_sample(stored, batch.draws)  # (B, C, H, W)
-        tokens = None
-        if num_classes:
-            tokens = label_tokens(labels, num_classes)  # (B, T, K)
-            tokens = drop_labels(tokens, args.label_dropout, batch.draws, args.single_label_dropout)
-
-        noise = batch.draws.normal("noise", sample.shape[1:])
-        timesteps = draw_timesteps(batch.draws, noise_scheduler, args.timestep_sampling, trainer.step_size)
-        noisy = add_noise(noise_scheduler, sample, noise, timesteps)
-        prediction = unet(noisy, timesteps, **unet_conditioning(unet_config, tokens), return_dict=False)[0]
-        loss = diffusion_loss(noise_scheduler, prediction, sample, noise, timesteps, args.snr_gamma)
+        loss = loss_of(unet, sample, labels, batch.draws)
         trainer.update("unet", loss)
         trainer.log(loss=loss)
 

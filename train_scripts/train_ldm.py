@@ -11,7 +11,7 @@ from pathlib import Path
 from hwdiffusion import InputError
 from hwdiffusion.config import Config, run_script
 from hwdiffusion.train_scripts import train_vqgan
-from hwdiffusion.train_scripts.train_ddpm import fit_unet
+from hwdiffusion.train_scripts.train_ddpm import denoising_loss, fit_unet
 
 
 def train(config: Config) -> Path:
@@ -19,19 +19,27 @@ def train(config: Config) -> Path:
     import torch
     from accelerate.utils import set_seed
 
-    from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
+    from hwdiffusion.data import image_channels, image_size, load_data
     from hwdiffusion.judge import TrainingJudge
     from hwdiffusion.labels import check_dropout
-    from hwdiffusion.latents import LatentDataset, cached_latents, encode_batches, how_many_tell, standardised
+    from hwdiffusion.latents import (
+        LatentDataset,
+        cached_latents,
+        encode_batches,
+        how_many_tell,
+        latents_to_sample,
+        standardised,
+    )
     from hwdiffusion.models import (
         build_noise_scheduler,
+        build_pipeline,
         build_unet,
         build_vqvae,
         check_inference_steps,
         latent_shape,
         load_autoencoder,
     )
-    from hwdiffusion.pipelines import num_label_classes, raw_latents, scale_latents
+    from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
@@ -82,21 +90,14 @@ def train(config: Config) -> Path:
     given, moved = vqvae, torch.zeros(1)
     if args.latent_scaling == "measured":
         vqvae, moved = standardised(given, measured)
-    moved = moved.to(trainer.device)
-
-    def to_sample(stored, draws):  # latents (B, F, C, h, w), F = 2 with mirrored pictures; or pictures (B, C, H, W)
-        if args.streaming:
-            chosen = draws.uniform("flip") < 0.5 * args.random_flip
-            with torch.no_grad():
-                latents = raw_latents(given, flip(to_model_range(stored), chosen)).float()
-        else:
-            view = (draws.uniform("flip") * stored.shape[1]).long()
-            latents = stored[torch.arange(len(stored), device=stored.device), view]
-        return scale_latents(vqvae.config, latents - moved)
+    encoder = given if args.streaming else None
+    to_sample = latents_to_sample(vqvae.config, args.random_flip, moved.to(trainer.device), encoder)
 
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
-    fit_unet(trainer, dataset, to_sample, unet, noise_scheduler, vqvae, data, judge)
+    pipeline = build_pipeline(unet, noise_scheduler, vqvae, data, args)
+    loss_of = denoising_loss(noise_scheduler, unet.config, args, trainer.step_size)
+    fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of)
     return output_dir
 
 

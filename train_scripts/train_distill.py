@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Distil a trained pipeline into a student that draws in 1 to 4 steps, without guidance.
+
+accelerate launch train_scripts/train_distill.py --teacher runs/mnist-ldm --output_dir runs/mnist-lcm
+"""
+
+import sys
+from pathlib import Path
+
+from hwdiffusion import InputError
+from hwdiffusion.config import Config, run_script
+from hwdiffusion.train_scripts.train_ddpm import fit_unet
+
+
+def train(config: Config) -> Path:
+    """Train a student of `--teacher`; the run folder, which is a pipeline, is returned."""
+    from hwdiffusion.data import load_data, pixels_to_sample
+    from hwdiffusion.distillation import build_student, training_scheduler
+    from hwdiffusion.judge import TrainingJudge
+    from hwdiffusion.latents import cached_latents, latents_to_sample
+    from hwdiffusion.models import load_pipeline
+    from hwdiffusion.pipelines import num_label_classes
+    from hwdiffusion.run_folder import check_run, prepare_output_dir
+    from hwdiffusion.trainer import Trainer
+
+    args = config.args
+    check_run(config)
+    teacher = load_pipeline(args.teacher, "cpu")
+    scale = args.teacher_guidance_scale
+    scale = teacher.config.default_guidance_scale if scale is None else scale
+    data = load_data(args)
+    check_teacher(teacher, scale, data, args)
+    noise_scheduler = training_scheduler(teacher)
+    student = build_student(teacher, noise_scheduler, args)
+    judge = None
+    if args.evaluation_steps is not None:
+        labelled = num_label_classes(student.unet.config) > 0
+        judge = TrainingJudge(args, data, list(data.id2label.values()) if labelled else [])
+    prepare_output_dir(config)
+
+    trainer = Trainer(config, len(data.train))
+    trainer.print(data.summary())
+    for model in (teacher.unet, teacher.guidance_unet, teacher.vqvae):
+        if model is not None:
+            model.to(trainer.device).eval().requires_grad_(False)
+    dataset, to_sample = data.train, pixels_to_sample(args.random_flip)
+    if teacher.vqvae is not None:
+        encoder = teacher.vqvae if args.streaming else None
+        to_sample = latents_to_sample(teacher.vqvae.config, args.random_flip, encoder=encoder)
+        if not args.streaming:
+            path = Path(args.output_dir) / "latents.safetensors"
+            dataset = cached_latents(teacher.vqvae, data.train, args.random_flip, path)
+    loss_of = consistency_loss(teacher, scale, noise_scheduler, args.num_ddim_timesteps, trainer.step_size)
+    fit_unet(trainer, dataset, to_sample, student, data, judge, loss_of)
+    return Path(args.output_dir)
+
+
+def consistency_loss(teacher, guidance_scale: float, noise_scheduler, num_ddim_timesteps: int, step_size: int):
+    """The loss of a student: a function of its UNet, clean samples `(B, C, H, W)`, their labels and draws."""
+    import torch
+
+    from hwdiffusion.distillation import consistency, ddim_step, guided_prediction, pseudo_huber
+    from hwdiffusion.objectives import add_noise, draw_timesteps
+    from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
+
+    unet_config = teacher.unet.config
+    num_classes = num_label_classes(unet_config)
+    span = noise_scheduler.config.num_train_timesteps / num_ddim_timesteps  # from t to s
+
+    def loss_of(unet, sample, labels, draws):
+        tokens = label_tokens(labels, num_classes) if num_classes else None  # (B, T, K)
+        conditioning = unet_conditioning(unet_config, tokens)
+        timesteps = draw_timesteps(draws, noise_scheduler, "stratified", step_size)
+        earlier = (timesteps - span).clamp(min=0).to(timesteps.dtype)
+        noisy = add_noise(noise_scheduler, sample, draws.normal("noise", sample.shape[1:]), timesteps)
+        prediction = guided_prediction(teacher, noisy, timesteps, tokens, guidance_scale)
+        less_noisy = ddim_step(noise_scheduler, prediction, noisy, timesteps, earlier)
+
+        output = unet(noisy, timesteps, **conditioning, return_dict=False)[0]
+        end = consistency(noise_scheduler, output, noisy, timesteps)
+        with torch.no_grad():
+            output = unet(less_noisy, earlier, **conditioning, return_dict=False)[0]
+            same_end = consistency(noise_scheduler, output, less_noisy, earlier)
+        return pseudo_huber(end, same_end)
+
+    return loss_of
+
+
+def check_teacher(teacher, guidance_scale: float, data, args):
+    """Raise InputError where a pipeline can't be distilled as asked, or on these pictures."""
+    from hwdiffusion.data import image_channels, image_size
+    from hwdiffusion.pipelines import num_label_classes
+
+    channels = teacher.unet.config.in_channels if teacher.vqvae is None else teacher.vqvae.config.in_channels
+    theirs, ours = (channels, *teacher.image_size), (image_channels(args), *image_size(args))
+    if theirs != ours:
+        raise InputError(
+            f"--teacher {args.teacher} draws pictures of (channels, height, width) {theirs}, but those to train on "
+            f"are {ours}; give --resolution {' '.join(map(str, teacher.image_size))} and its --image_mode"
+        )
+    labelled = num_label_classes(teacher.unet.config) > 0
+    if labelled and teacher.id2label != data.id2label:
+        raise InputError(
+            f"--teacher {args.teacher} knows the labels {', '.join(list(teacher.id2label.values())[:8])}, but the "
+            f"pictures have {', '.join(list(data.id2label.values())[:8]) or 'none'}; give those that it was trained on"
+        )
+    if guidance_scale != 1 and teacher.guidance_unet is None and not (labelled and teacher.config.has_null_label):
+        raise InputError(
+            f"--teacher {args.teacher} was trained without label dropout, so it has no guidance to distil; give "
+            "--teacher_guidance_scale 1"
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script("train_distill", train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
