@@ -294,6 +294,11 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
         raise InputError("--images needs --resolution, the size at which both sides are compared")
     require(args.num_samples >= 1, "num_samples", "at least 1")
     require(args.num_seeds >= 2, "num_seeds", "at least 2")
+    given = {word.split("=")[0].replace("-", "_").removeprefix("__") for word in argv if word.startswith("--")}
+    if args.label_sets is not None and "num_samples" in given:
+        raise InputError("with --label_sets a run draws each of them --num_seeds times; leave --num_samples out")
+    if args.label_sets is None and "num_seeds" in given:
+        raise InputError("--num_seeds is how often each of --label_sets is drawn; without these give --num_samples")
     if args.label_sets is not None and args.run is None:
         raise InputError("--label_sets is what a run draws; with --images leave it out")
     require(1 <= args.batch_size <= CHUNK, "batch_size", f"in 1 to {CHUNK}")

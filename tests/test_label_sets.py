@@ -125,6 +125,9 @@ def test_a_file_of_sets_needs_a_run_with_labels(world, tmp_path, capsys):
         read_label_sets(str(tmp_path / "none.json"), make_pipeline("tokens"))
     argv = ["evaluate", "--images", "x", "--resolution", "8", "--label_sets", "y"]
     assert cli.main(argv) == 2 and "--label_sets is what a run draws" in capsys.readouterr().err
+    argv = ["evaluate", "x", "--label_sets", "y", "--num_samples", "8"]
+    assert cli.main(argv) == 2 and "leave --num_samples out" in capsys.readouterr().err
+    assert cli.main(["sweep", "x", "--num-seeds=8"]) == 2 and "give --num_samples" in capsys.readouterr().err
 
 
 # -- the classifier ---------------------------------------------------------------------------------------------------
