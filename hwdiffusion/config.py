@@ -391,7 +391,7 @@ def _pictures_of(preset: dict) -> dict:
     """What the preset of another script says of pictures alone; that of a student as it is."""
     own = preset.get("train_distill")
     of_script = _as_section(preset.get(preset.get("script", "train_ldm")), "train_ldm", "the teacher")
-    pictures = {item.name for item in fields(DataArguments)}
+    pictures = {item.name for item in fields(DataArguments)} | {"seed"}  # by which pictures are held out
     said = {key: value for key, value in {**preset, **of_script}.items() if key in pictures}
     return {**said, "train_distill": own} if own else said
 
@@ -440,6 +440,8 @@ def _validate(args: TrainingArguments):
         if args.evaluation_steps is not None and args.evaluation_classifier is None:
             raise InputError("--evaluation_steps needs --evaluation_classifier, a folder of train_classifier.py")
     if isinstance(args, DistillationArguments):
+        if not args.teacher:
+            raise InputError("--teacher needs a run folder or Hub id, the pipeline to distil")
         scale = args.teacher_guidance_scale
         require(scale is None or 1 <= scale < float("inf"), "teacher_guidance_scale", "at least 1")
         require(2 <= args.num_ddim_timesteps <= 1000, "num_ddim_timesteps", "in 2 to 1000")

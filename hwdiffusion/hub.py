@@ -123,7 +123,7 @@ def write_classifier_card(config: Config, model_config, interval: tuple[float, f
 def _without_paths(config: Config) -> dict:
     settings = config.to_dict()
     flags = settings[config.script]
-    for key in ("train_data_dir", "vqvae"):  # a whole path would tell of a machine
+    for key in ("train_data_dir", "vqvae", "teacher", "evaluation_classifier"):  # a whole path would tell of a machine
         if flags.get(key) is not None and Path(flags[key]).exists():
             flags[key] = Path(flags[key]).name
     return settings

@@ -222,16 +222,16 @@ class Trainer:
             RunError: a loss or a gradient is not finite.
         """
         state = None if self.args.dry_run else self._state_to_resume()
-        if state is not None:
-            self._spent_before = state.get("seconds", 0.0)
-        if self.max_steps is None and state is not None:
-            self.max_steps = self._end_of_budget(state)
+        if state is not None and "seconds" in state:  # earlier versions kept none
+            self._spent_before = state["seconds"]
+            if self.max_steps is None:
+                self.max_steps = self._end_of_budget(state)
         if self.args.dry_run or self.max_steps is None:
             seconds_a_step = yield from self._trial(dataset)
             if self.args.dry_run:
                 self._report_dry_run(seconds_a_step)
                 return
-            self.max_steps = self._steps_within(seconds_a_step)
+            self.max_steps = self._steps_within(seconds_a_step) + (0 if state is None else state["step"])
         self._plan()
         self._resume(state)
         if self.is_main_process:

@@ -107,7 +107,7 @@ def test_a_student_begins_as_its_teacher_and_knows_one_guidance():
 
 @pytest.mark.parametrize("kind", ["latent", "pixel", "flow"])
 def test_a_run_is_distilled_by_one_command_and_loads_as_a_pipeline(kind, tmp_path):
-    settings = {**TINY_PRESET, "max_train_steps": 4}
+    settings = {**TINY_PRESET, "max_train_steps": 4, "seed": 7}
     if kind == "flow":
         settings["noise_scheduler"] = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
     preset, script = write_preset(tmp_path / "tiny.yaml", settings), train_ldm if kind == "latent" else train_ddpm
@@ -123,6 +123,7 @@ def test_a_run_is_distilled_by_one_command_and_loads_as_a_pipeline(kind, tmp_pat
         "--output_dir",
         str(student),
     ]
+    assert train_distill.main([*argv, "--dry_run"]) == 0 and not student.exists()
     assert train_distill.main(argv) == 0
     before = (student / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert before != (teacher / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -135,7 +136,8 @@ def test_a_run_is_distilled_by_one_command_and_loads_as_a_pipeline(kind, tmp_pat
     pipe(labels=[3, 4], callback_on_step_end=lambda pipe, index, timestep, tensors: seen.append(timestep) or {})
     assert len(seen) == 4  # as it recommends
     config = yaml.safe_load((student / "config.yaml").read_text())
-    assert config["train_distill"]["max_train_samples"] == 100  # the teacher's pictures
+    assert config["train_distill"]["max_train_samples"] == 100  # the teacher's pictures, and its split of them
+    assert config["train_distill"]["seed"] == 7
 
 
 def test_what_cannot_be_distilled_is_refused_before_anything_is_made(tmp_path, capsys):
@@ -145,6 +147,7 @@ def test_what_cannot_be_distilled_is_refused_before_anything_is_made(tmp_path, c
         return capsys.readouterr().err
 
     assert "--teacher needs a run folder or Hub id" in fails()
+    assert "--teacher needs a run folder or Hub id" in fails("--preset", "mnist-ldm")
     assert "is neither a run folder nor" in fails("--teacher", str(tmp_path), "--dataset_name", "digits")
     teacher = ["--teacher", str(tmp_path / "teacher")]
     pipeline(prediction_type="v_prediction").save_pretrained(tmp_path / "teacher")

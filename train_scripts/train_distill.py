@@ -14,11 +14,13 @@ from hwdiffusion.train_scripts.train_ddpm import fit_unet
 
 def train(config: Config) -> Path:
     """Train a student of `--teacher`; the run folder, which is a pipeline, is returned."""
-    from hwdiffusion.data import load_data, pixels_to_sample
+    import torch
+
+    from hwdiffusion.data import image_size, load_data, pixels_to_sample
     from hwdiffusion.distillation import build_student, training_scheduler
     from hwdiffusion.judge import TrainingJudge
-    from hwdiffusion.latents import cached_latents, latents_to_sample
-    from hwdiffusion.models import load_pipeline
+    from hwdiffusion.latents import LatentDataset, cached_latents, latents_to_sample
+    from hwdiffusion.models import latent_shape, load_pipeline
     from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
@@ -47,7 +49,10 @@ def train(config: Config) -> Path:
     if teacher.vqvae is not None:
         encoder = teacher.vqvae if args.streaming else None
         to_sample = latents_to_sample(teacher.vqvae.config, args.random_flip, encoder=encoder)
-        if not args.streaming:
+        if args.dry_run:
+            shape = latent_shape(teacher.vqvae, image_size(args))
+            dataset = LatentDataset(torch.randn(len(data.train), 1, *shape), data.train.labels)
+        elif not args.streaming:
             path = Path(args.output_dir) / "latents.safetensors"
             dataset = cached_latents(teacher.vqvae, data.train, args.random_flip, path)
     loss_of = consistency_loss(teacher, scale, noise_scheduler, args.num_ddim_timesteps, trainer.step_size)
