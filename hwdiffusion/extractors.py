@@ -54,6 +54,8 @@ class ClassifierExtractor:
     def __init__(self, source: str, device="cpu", flag: str = "--classifier"):
         from transformers import ResNetForImageClassification
 
+        if Path(source).is_file():
+            raise InputError(f"{flag} {source} is a file; name a folder of train_classifier.py")
         try:
             self.model = ResNetForImageClassification.from_pretrained(source).to(device).eval().requires_grad_(False)
         except (OSError, ValueError) as error:

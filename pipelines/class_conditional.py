@@ -1025,7 +1025,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if self.config.has_null_label and takes_labels:  # also where guidance is off now: a callback may turn it on
             null_and_label = torch.cat([torch.zeros_like(tokens), tokens])
             conditioning["null_and_labels"] = unet_conditioning(self.unet.config, null_and_label)
-        if label_weights is not None:
+        if label_weights is not None and not label_weights.isnan().all():  # there are labels
             weights = label_weights.to(device=device, dtype=dtype).repeat_interleave(num_images_per_prompt, dim=0)
             slots = (~weights.isnan()).any(dim=0).nonzero()[:, 0].tolist()  # S of the T, where any set has a label
             without = torch.stack([tokens] * len(slots))  # (S, B, T, K), the i-th without its label

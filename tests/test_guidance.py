@@ -287,6 +287,13 @@ def test_the_guidance_of_a_label_weighs_what_leaving_it_out_changes():
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_empty_sets_have_no_label_to_guide():
+    pipe, noise = sets_pipeline(), torch.randn(1, 1, 8, 8, generator=seeds(0)[0])
+    call = {"latents": noise, "num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "latent"}
+    guided = pipe(labels=[[]], label_guidance_scale=[[]], **call).images
+    assert torch.equal(guided, pipe(labels=[[]], **call).images)
+
+
 def test_the_guidance_of_labels_goes_with_them_whatever_their_order():
     pipe, noise = sets_pipeline(), torch.randn(2, 1, 8, 8, generator=seeds(0)[0])
     call = {"latents": noise, "num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "latent"}

@@ -14,6 +14,7 @@ from transformers import ResNetForImageClassification
 from hwdiffusion import InputError, cli
 from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.data import load_images
+from hwdiffusion.extractors import load_extractor
 from hwdiffusion.label_sets import every_label, labels_in_turn, names_of, read_label_sets, sets_to_draw
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.reference import data_arguments
@@ -125,6 +126,8 @@ def test_a_file_of_sets_needs_a_run_with_labels(world, tmp_path, capsys):
         read_label_sets(str(tmp_path / "none.json"), make_pipeline("tokens"))
     argv = ["evaluate", "--images", "x", "--resolution", "8", "--label_sets", "y"]
     assert cli.main(argv) == 2 and "--label_sets is what a run draws" in capsys.readouterr().err
+    with pytest.raises(InputError, match="is a file; name a folder of train_classifier.py"):
+        load_extractor("classifier", str(world / "test.json"))
     argv = ["evaluate", "x", "--label_sets", "y", "--num_samples", "8"]
     assert cli.main(argv) == 2 and "leave --num_samples out" in capsys.readouterr().err
     assert cli.main(["sweep", "x", "--num-seeds=8"]) == 2 and "give --num_samples" in capsys.readouterr().err
