@@ -160,6 +160,7 @@ def test_what_cannot_be_distilled_is_refused_before_anything_is_made(tmp_path, c
     )
     assert "--teacher_guidance_scale must be at least 1, not 0.5" in fails(*digits, "--teacher_guidance_scale", "0.5")
     assert "--num_inference_steps must be --num_ddim_timesteps at most" in fails(*digits, "--num_ddim_timesteps", "2")
+    assert "--num_ddim_timesteps must divide the teacher's 1000" in fails(*digits, "--num_ddim_timesteps", "600")
     names = dict(enumerate("abcdefghij"))
     pipeline(prediction_type="v_prediction", id2label=names).save_pretrained(tmp_path / "teacher")
     assert "knows the labels a, b, c, d, e, f, g, h, but the pictures have 0, 1, 2" in fails(*digits)

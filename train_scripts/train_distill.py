@@ -103,6 +103,9 @@ def check_teacher(teacher, guidance_scale: float, data, args):
             f"--teacher {args.teacher} draws pictures of (channels, height, width) {theirs}, but those to train on "
             f"are {ours}; give --resolution {' '.join(map(str, teacher.image_size))} and its --image_mode"
         )
+    timesteps = teacher.scheduler.config.num_train_timesteps
+    if timesteps % args.num_ddim_timesteps:  # LCMScheduler would begin below pure noise
+        raise InputError(f"--num_ddim_timesteps must divide the teacher's {timesteps}, not {args.num_ddim_timesteps}")
     labelled = num_label_classes(teacher.unet.config) > 0
     if labelled and teacher.id2label != data.id2label:
         raise InputError(
