@@ -198,7 +198,7 @@ def sampling_scheduler(noise_scheduler: NoiseScheduler) -> SchedulerMixin:
 
 
 def load_pipeline(run: str, device: torch.device) -> ClassConditionalPipeline:
-    """The pipeline of a run folder or of the Hub."""
+    """The pipeline of a run folder or of the Hub, on the device; it raises InputError where there is none of ours."""
     try:
         pipe = ClassConditionalPipeline.from_pretrained(run)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
