@@ -51,9 +51,10 @@ def test_a_section_holds_for_its_own_script_only(tmp_path):
         "dataset_name: digits\nmax_train_steps: 3\n"
         "train_ddpm: {learning_rate: 0.5}\ntrain_ldm: {learning_rate: 0.25}\ntrain_vqgan: {learning_rate: 0.125}\n",
     )
-    rates = {script: parse(script, ["--preset", preset]).args.learning_rate for script in SCRIPTS}
+    scripts = [script for script in SCRIPTS if script != "train_distill"]  # which starts from a teacher, not a preset
+    rates = {script: parse(script, ["--preset", preset]).args.learning_rate for script in scripts}
     own = {"train_ddpm": 0.5, "train_ldm": 0.25, "train_vqgan": 0.125}
-    assert rates == {**{script: SCRIPTS[script].learning_rate for script in SCRIPTS}, **own}
+    assert rates == {**{script: SCRIPTS[script].learning_rate for script in scripts}, **own}
 
 
 @pytest.mark.parametrize(
