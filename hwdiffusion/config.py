@@ -189,16 +189,19 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     if "-h" in argv or "--help" in argv:
         _parse(script, ["--help"])
     flags, overrides = _split_overrides(argv, script)
+    words = {word.split("=")[0] for word in flags}
     name = _chosen_preset(script, flags)
     preset = load_preset(name) if name is not None else {}
-    if script == "train_distill":
-        preset = _pictures_of(preset)
+    if script == "train_distill" and (preset.get("script", script) != script or "--preset" not in words):
+        preset = _pictures_of(preset)  # of the run that made the teacher
     preset.pop("script", None)  # a run's config.yaml serves as a preset
     sections = {section: _as_section(preset.pop(section, {}), section, name) for section in MODEL_SECTIONS}
     scripts = {other: _as_section(preset.pop(other, {}), other, name) for other in SCRIPTS}
     for section in {section for section, key in overrides if section in scripts and key in LENGTHS}:
         scripts[section] = _without_lengths(scripts[section])
     for (section, key), value in overrides.items():
+        if section in sections and section not in _SECTIONS_OF[script]:
+            raise InputError(f"--{section}.{key} is nothing that {script} takes; leave it out")
         if script == "train_ldm" and section == "train_vqgan" and key in _SHARED:
             raise InputError(f"--{section}.{key} can't differ between the stages; give --{key}")
         (sections if section in sections else scripts)[section][key] = value
@@ -238,7 +241,11 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
 
     args = _parse(script, [*_as_argv(flags_of(script, scripts[script]), name), *flags])
     meant_for = sorted(other for other, section in scripts.items() if section)
-    if meant_for and script not in meant_for and all(getattr(args, key) is None for key in LENGTHS):
+    if (
+        meant_for
+        and script not in (*meant_for, "train_distill")
+        and all(getattr(args, key) is None for key in LENGTHS)
+    ):
         raise InputError(
             f"preset {name} is for {' and '.join(meant_for)}, not for {script}; use another, or say how long to train "
             "by --max_train_steps, --num_train_epochs or --max_train_seconds"
@@ -372,8 +379,26 @@ def _chosen_preset(script: str, flags: list[str]) -> str | None:
     teacher = _value_of("--teacher", flags)
     if not teacher:
         raise InputError("--teacher needs a run folder or Hub id, the pipeline to distil")
-    config = Path(teacher) / "config.yaml"
-    return str(config) if config.is_file() else None
+    try:
+        config = run_config(teacher)
+    except (OSError, ValueError):
+        return None  # what is wrong with it is said when it is loaded
+    return None if config is None else str(config)
+
+
+def run_config(run: str) -> Path | None:
+    """The config.yaml of a run folder or repository, or of the run whose checkpoint, or best pipeline, it is."""
+    folder = Path(run)
+    if folder.is_dir():
+        places = (folder / "config.yaml", folder.resolve().parent / "config.yaml")
+        return next((path for path in places if path.is_file()), None)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(run, "config.yaml"))
+    except EntryNotFoundError:
+        return None
 
 
 def _value_of(flag: str, flags: list[str]) -> str | None:
@@ -388,12 +413,10 @@ def _value_of(flag: str, flags: list[str]) -> str | None:
 
 
 def _pictures_of(preset: dict) -> dict:
-    """What the preset of another script says of pictures alone; that of a student as it is."""
-    own = preset.get("train_distill")
+    """What the preset of another script says of pictures alone."""
     of_script = _as_section(preset.get(preset.get("script", "train_ldm")), "train_ldm", "the teacher")
     pictures = {item.name for item in fields(DataArguments)} | {"seed"}  # by which pictures are held out
-    said = {key: value for key, value in {**preset, **of_script}.items() if key in pictures}
-    return {**said, "train_distill": own} if own else said
+    return {key: value for key, value in {**preset, **of_script}.items() if key in pictures}
 
 
 def run_script(script: str, train, argv: list[str] | None = None) -> int:

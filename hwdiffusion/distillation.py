@@ -31,13 +31,21 @@ SIGMA_DATA = 0.5  # which LCMScheduler has fixed
 def training_scheduler(teacher: ClassConditionalPipeline):
     """The scheduler that a pipeline was trained by: its own may be any that samples it."""
     if teacher.config.prediction_type == FLOW_PREDICTION:
-        return FlowMatchEulerDiscreteScheduler.from_config(teacher.scheduler.config)
+        config = teacher.scheduler.config
+        shift = config.get("shift", config.get("flow_shift", 1.0))  # the same by another name
+        return FlowMatchEulerDiscreteScheduler.from_config(config, shift=shift)
     return DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=teacher.config.prediction_type)
+
+
+def least_signal(noise_scheduler) -> float:
+    """α at the noisiest timestep: how much of a sample is left in it; of a flow 0."""
+    return 0.0 if is_flow(noise_scheduler) else float(noise_scheduler.alphas_cumprod[-1].sqrt())
 
 
 def build_student(teacher: ClassConditionalPipeline, noise_scheduler, args) -> ClassConditionalPipeline:
     """A pipeline whose UNet starts as its teacher's, with the stock scheduler that samples students."""
-    unet = UNet2DConditionModel.from_config(teacher.unet.config)
+    config = {key: value for key, value in teacher.unet.config.items() if key != "_name_or_path"}  # of this machine
+    unet = UNet2DConditionModel.from_config(config)
     unet.load_state_dict(teacher.unet.state_dict())
     if is_flow(noise_scheduler):
         scheduler = FlowMatchLCMScheduler.from_config(noise_scheduler.config)

@@ -20,7 +20,7 @@ _CARD = """---
 
 # {title}
 
-{what}, trained from scratch with `hwdiffusion` {version}.
+{what}, {origin} with `hwdiffusion` {version}.
 All components are stock [diffusers](https://github.com/huggingface/diffusers) classes.
 
 ![samples](samples.png)
@@ -148,6 +148,7 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         metadata=metadata.to_yaml(),
         title=output_dir.resolve().name,
         what=f"{kind}, on {space}, for pictures of {'x'.join(map(str, pipeline.image_size))}",
+        origin=_origin(args),
         version=__version__,
         repository=output_dir.resolve().name,
         call=f"labels=[{names[min(3, len(names) - 1)]!r}]" if names else "",
@@ -164,6 +165,11 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
     ModelCard(card).save(output_dir / "README.md")
     if evaluation is not None:
         add_to_card(output_dir, evaluation)
+
+
+def _origin(args) -> str:
+    teacher = getattr(args, "teacher", None)
+    return "trained from scratch" if teacher is None else f"distilled from {Path(teacher).name}"
 
 
 _EVALUATION, _END_OF_EVALUATION = "<!-- evaluation -->", "<!-- end of evaluation -->"

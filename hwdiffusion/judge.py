@@ -15,7 +15,7 @@ from hwdiffusion.data import Data
 from hwdiffusion.extractors import load_extractor
 from hwdiffusion.label_sets import labels_in_turn, sets_to_draw
 from hwdiffusion.metrics import NEIGHBOURS
-from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.pipelines import ClassConditionalPipeline, num_label_classes
 from hwdiffusion.reference import RealSide, load_real_side
 from hwdiffusion.run_folder import current_processes
 from hwdiffusion.samples import CHUNK, Samples, draw, image_mode_of
@@ -156,6 +156,13 @@ class TrainingJudge:
         if "labels" in report:
             measured["eval_label_accuracy"] = report["labels"]["accuracy"]
         return measured
+
+
+def training_judge(args, data: Data, unet_config) -> TrainingJudge | None:
+    """The judge that `--evaluation_steps` asks for, if it does."""
+    if args.evaluation_steps is None:
+        return None
+    return TrainingJudge(args, data, list(data.id2label.values()) if num_label_classes(unet_config) else [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import yaml
 
 from hwdiffusion import InputError
 from hwdiffusion.arguments import SCRIPTS, DataArguments, EvaluationArguments
+from hwdiffusion.config import run_config
 from hwdiffusion.data import ImageDataset, has_splits, load_data, load_images
 
 
@@ -112,16 +113,7 @@ def _name(named) -> str:
 def run_settings(run: str) -> dict:
     """The flags of the script that made a run, from its config.yaml, or that of the run whose checkpoint it is; empty
     if there is none."""
-    paths = [Path(run) / "config.yaml", Path(run).resolve().parent / "config.yaml"]
-    if not Path(run).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            paths = [Path(hf_hub_download(run, "config.yaml"))]
-        except EntryNotFoundError:
-            return {}
-    path = next((path for path in paths if path.is_file()), None)
+    path = run_config(run)
     if path is None:
         return {}
     try:

@@ -45,9 +45,9 @@ class TrainedModel:
         """The model itself, without what wraps it."""
         return self.accelerator.unwrap_model(self.model)
 
-    def schedule(self, max_steps: int):
-        """Begin the learning-rate schedule of a run of so many steps."""
-        steps = max(1, max_steps - round(self.starts_at * max_steps))
+    def schedule(self, steps: int):
+        """Begin a learning-rate schedule of so many steps."""
+        steps = max(1, steps)
         for group in self.optimizer.param_groups:
             group.pop("initial_lr", None)
             group["lr"] = self.learning_rate
@@ -58,13 +58,14 @@ class TrainedModel:
             num_training_steps=steps,
         )
 
-    def stretch(self, max_steps: int):
-        """Go on with the schedule of a run of another length, from the step that this one has come to."""
+    def stretch(self, steps: int):
+        """Go on with a schedule of another length, from the step that this one has come to."""
         going = self.lr_scheduler
-        self.schedule(max_steps)
+        self.schedule(steps)
         going.lr_lambdas, self.lr_scheduler = self.lr_scheduler.lr_lambdas, going
         for group, base_lr, factor in zip(self.optimizer.param_groups, going.base_lrs, going.lr_lambdas):
             group["lr"] = base_lr * factor(going.last_epoch)
+        going._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def update(self, loss: torch.Tensor) -> torch.Tensor | None:
         """Backward; on a step's last micro-batch clip the gradients, and step the optimizer and the schedule.

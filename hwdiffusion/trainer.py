@@ -15,8 +15,6 @@ import contextlib
 import json
 import signal
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +44,7 @@ from hwdiffusion.failures import sentence_of
 from hwdiffusion.interruption import Interruption, leave_signals_to_the_parent
 from hwdiffusion.labels import balanced_order
 from hwdiffusion.randomness import BatchOrder, Draws, epoch_order
+from hwdiffusion.run_clock import RunClock
 from hwdiffusion.run_folder import use_all_cores
 from hwdiffusion.sources import few
 from hwdiffusion.trained_model import TrainedModel
@@ -54,8 +53,6 @@ from hwdiffusion.training_log import TrainingLog
 
 BEST_FILE = "evaluation.json"
 TRIAL_STEPS, WARM_UP_STEPS = 10, 2  # a run in small, by which the time of a step is measured
-REPLANS = 400  # how often a run with a time budget looks at the clock
-PACE = 40  # the time of a step is that of the steps since so many looks ago
 
 
 @dataclass
@@ -108,8 +105,12 @@ class Trainer:
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         )
         self.steps_per_epoch = max(1, epoch_size / self.step_size)
-        self._began, self._spent_before = time.perf_counter(), 0.0  # by earlier starts of the same run
-        self._marks: deque[tuple[float, int]] = deque(maxlen=PACE)  # of a time budget: seconds and steps
+        self._sample_steps = {
+            *(self.args.sample_steps or []),
+            *(round(epoch * self.steps_per_epoch) for epoch in self.args.sample_epochs or []),
+        }
+        self._clock = RunClock(self.args.max_train_seconds)
+        self._passed: dict[float, int] = {}  # the parts of the run that were asked for and are over, and when
         self.max_steps: int | None = None  # of a run with a time budget what the clock says, and again and again
         if self.args.max_train_seconds is None:
             epochs = self.args.num_train_epochs
@@ -190,8 +191,13 @@ class Trainer:
         self._log.add(values)
 
     def step_at(self, part: float) -> int:
-        """The step at which a part of the run, in [0, 1], is over."""
-        return round(part * self.max_steps)
+        """The step at which a part of the run, in [0, 1], is over; what is over stays so, if the run's end moves."""
+        if part in self._passed:
+            return self._passed[part]
+        step = round(part * self.max_steps)
+        if step <= self.step:
+            self._passed[part] = step
+        return step
 
     def ends_interval(self, steps: int) -> bool:
         """Whether this is the last micro-batch of every so many steps; never if `steps` is 0."""
@@ -223,7 +229,8 @@ class Trainer:
         """
         state = None if self.args.dry_run else self._state_to_resume()
         if state is not None and "seconds" in state:  # earlier versions kept none
-            self._spent_before = state["seconds"]
+            self._clock.resume(state["seconds"])
+            self._passed = dict(state.get("passed", {})) if self._keeps_its_budget(state) else {}
             if self.max_steps is None:
                 self.max_steps = self._end_of_budget(state)
         if self.args.dry_run or self.max_steps is None:
@@ -231,7 +238,8 @@ class Trainer:
             if self.args.dry_run:
                 self._report_dry_run(seconds_a_step)
                 return
-            self.max_steps = self._steps_within(seconds_a_step) + (0 if state is None else state["step"])
+            done = 0 if state is None else state["step"]
+            self.max_steps = max(1, done + self._steps_within(seconds_a_step))
         self._plan()
         self._resume(state)
         if self.is_main_process:
@@ -256,7 +264,7 @@ class Trainer:
             loader = self._loader(dataset)
             stack.callback(self._close, loader)
             self._log.clear()
-            self._marks.append((self._seconds(), self.step))
+            self._clock.mark(self.step)
             while self.step < self.max_steps:
                 yield from self._micro_batches(loader)
                 self._finish_step(progress, save, preview, evaluation)
@@ -325,12 +333,13 @@ class Trainer:
 
     def _finish_step(self, progress, save, preview, evaluation):
         progress.update(self.step_size)
-        if self.args.max_train_seconds is not None and self.step % self._replanning_steps == 0:
+        if self._clock.is_to_look(self.step, self.max_steps):
             self._replan(progress)
         last = self.step == self.max_steps
         evaluated = evaluation is not None and (last or self.step % (evaluation.steps or self.max_steps) == 0)
-        drawn = preview is not None and (self.step in self.sample_steps or (evaluated and evaluation.draws))
-        saved = self.step % self.checkpointing_steps == 0 or last
+        wanted = last or self.step in self._sample_steps or (evaluated and evaluation.draws)
+        drawn = preview is not None and wanted
+        saved = last or self._ends_checkpoint()
         if evaluated or drawn or saved or self.step % self.args.logging_steps == 0:
             lines = self._log.fetch(self.step)  # before anything is saved of weights that may not be finite
             if evaluated:
@@ -409,13 +418,16 @@ class Trainer:
     # -- how long -----------------------------------------------------------------------------------------------------
 
     def _plan(self):
-        """What depends on the number of steps: the learning-rate schedules, when to save, when to draw."""
+        """What depends on the number of steps: the learning-rate schedules."""
         for trained in self._models.values():
-            trained.schedule(self.max_steps)
-        self.checkpointing_steps = self.args.checkpointing_steps or max(1, self.max_steps // 10)
-        self._replanning_steps = max(1, self.max_steps // REPLANS)
-        self.sample_steps = {self.max_steps, *(self.args.sample_steps or [])}
-        self.sample_steps |= {round(epoch * self.steps_per_epoch) for epoch in self.args.sample_epochs or []}
+            trained.schedule(self.max_steps - self.step_at(trained.starts_at))
+
+    def _ends_checkpoint(self) -> bool:
+        """Whether a checkpoint is due: by default every tenth of the run."""
+        tenth = max(1, self.max_steps // 10)
+        if self.args.checkpointing_steps is None and self.args.max_train_seconds is not None:
+            return self.step - (self._saved_step or 0) >= tenth  # of a run whose end moves
+        return self.step % (self.args.checkpointing_steps or tenth) == 0
 
     def _trial(self, dataset) -> Generator[Batch, None, float]:
         """A run in small, which leaves no trace; it returns the seconds that a step takes."""
@@ -433,10 +445,10 @@ class Trainer:
             while self.step < TRIAL_STEPS:
                 if self.step == WARM_UP_STEPS:
                     self._synchronize()
-                    began = time.perf_counter()
+                    began = self._clock.seconds
                 yield from self._micro_batches(loader)
             self._synchronize()
-            seconds = max(1e-9, (time.perf_counter() - began) / (TRIAL_STEPS - WARM_UP_STEPS))
+            seconds = max(1e-9, (self._clock.seconds - began) / (TRIAL_STEPS - WARM_UP_STEPS))
         finally:
             self._close(loader)
         for name, trained in self._models.items():
@@ -446,6 +458,7 @@ class Trainer:
         if scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         self._log.clear()
+        self._passed.clear()
         self.step, self.max_steps = 0, planned
         return seconds
 
@@ -455,16 +468,20 @@ class Trainer:
 
     def _steps_within(self, seconds_a_step: float) -> int:
         """The steps for which a time budget still has time."""
-        budget = self.args.max_train_seconds
-        steps = self._agreed(max(1, int((budget - self._seconds()) / seconds_a_step)))
-        self.print(f"{steps} steps of {seconds_a_step:.3f} s within --max_train_seconds {budget:g}")
+        steps = self._agreed(self._clock.steps_within(seconds_a_step))
+        self.print(f"{steps} steps of {seconds_a_step:.3f} s within --max_train_seconds {self._clock.budget:g}")
         return steps
 
     def _end_of_budget(self, state: dict[str, Any]) -> int:
         """At which step a run ends that has a time budget and was stopped."""
-        if state["step"] == state["max_steps"] and state["max_train_seconds"] == self.args.max_train_seconds:
+        if state["step"] == state["max_steps"] and self._keeps_its_budget(state):
             return state["step"]  # it was done
-        return state["step"] + self._steps_within(max(1e-9, self._spent_before) / state["step"])
+        return state["step"] + self._steps_within(max(1e-9, state["seconds"]) / state["step"])
+
+    def _keeps_its_budget(self, state: dict[str, Any]) -> bool:
+        """Whether a run with a time budget goes on with the same one: then only the clock moves its end."""
+        budget = self.args.max_train_seconds
+        return budget is not None and state.get("max_train_seconds") == budget
 
     def _agreed(self, number: int) -> int:
         """The main process's number, on all of them."""
@@ -473,27 +490,12 @@ class Trainer:
             broadcast_object_list(numbers)
         return numbers[0]
 
-    def _seconds(self) -> float:
-        """What the run has taken so far, over all its starts."""
-        return self._spent_before + time.perf_counter() - self._began
-
     def _replan(self, progress):
-        """Fit the end of the run, and with it the learning-rate schedules, to the time that is left.
-
-        The time of a step is that of the last tenth of the run, with what was saved and drawn within it, so that a
-        machine that gets slower or faster doesn't miss the budget.
-        """
+        """Fit the end of the run, and with it the learning-rate schedules, to the time that is left."""
         self._synchronize()
-        now = self._seconds()
-        began, first = self._marks[0]
-        self._marks.append((now, self.step))
-        seconds_a_step = max(1e-9, now - began) / (self.step - first)
-        left = self._agreed(round(max(0.0, self.args.max_train_seconds - now) / seconds_a_step))
-        self.sample_steps = {step for step in self.sample_steps if step != self.max_steps} | {self.step + left}
-        self.max_steps = self.step + left
-        self._replanning_steps = max(1, self.max_steps // REPLANS)
+        self.max_steps = self.step + self._agreed(self._clock.steps_left(self.step))
         for trained in self._models.values():
-            trained.stretch(self.max_steps)
+            trained.stretch(self.max_steps - self.step_at(trained.starts_at))
         progress.total = self.max_steps * self.step_size
 
     def _report_dry_run(self, seconds: float):
@@ -571,8 +573,9 @@ class Trainer:
                 "script": self.config.script,
                 "step": self.step,
                 "max_steps": self.max_steps,
-                "seconds": self._seconds(),
+                "seconds": self._clock.seconds,
                 "max_train_seconds": self.args.max_train_seconds,
+                "passed": self._passed,
                 "step_size": self.step_size,
                 "epoch_size": self.epoch_size,
                 "models": {name: trained.state_dict() for name, trained in self._models.items()},
@@ -637,7 +640,7 @@ class Trainer:
                     f"{state['of']} has done {self.step} steps, but the run should now end after {self.max_steps}; "
                     "give it a longer end, or name another --output_dir"
                 )
-            if state["max_steps"] != self.max_steps:
+            if state["max_steps"] != self.max_steps and not self._keeps_its_budget(state):
                 self._say_what_another_end_changes(state)
         self.accelerator.wait_for_everyone()  # all have read before one of them writes
         self._log.forget_after(self.step)

@@ -28,6 +28,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     DiffusionPipeline,
+    FlowMatchLCMScheduler,
     ImagePipelineOutput,
     SchedulerMixin,
     UNet2DConditionModel,
@@ -847,7 +848,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if timesteps is not None:
             scheduler.set_timesteps(timesteps=list(timesteps), device="cpu")
             return float(getattr(scheduler, "init_noise_sigma", 1.0))
-        scheduler.set_timesteps(num_inference_steps, device="cpu")
+        evenly = {}
+        if isinstance(scheduler, FlowMatchLCMScheduler):  # by itself it gives the last of its few steps to σ = 1/T
+            evenly = {"sigmas": [1 - step / num_inference_steps for step in range(num_inference_steps)]}
+        scheduler.set_timesteps(num_inference_steps, device="cpu", **evenly)
         given, said = scheduler.config.get("timestep_spacing"), None
         try:
             first, num_train_timesteps = scheduler.timesteps[0].item(), scheduler.config.num_train_timesteps

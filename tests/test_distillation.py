@@ -8,9 +8,20 @@ import yaml
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel
 from running import TINY_PRESET, write_preset
 
-from hwdiffusion.distillation import TIMESTEP_SCALING, build_student, consistency, ddim_step, guided_prediction
-from hwdiffusion.objectives import add_noise
+from hwdiffusion.config import parse
+from hwdiffusion.distillation import (
+    TIMESTEP_SCALING,
+    build_student,
+    consistency,
+    ddim_step,
+    guided_prediction,
+    pseudo_huber,
+    training_scheduler,
+)
+from hwdiffusion.models import swap_scheduler
+from hwdiffusion.objectives import add_noise, draw_timesteps
 from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.randomness import Draws
 from hwdiffusion.train_scripts import train_ddpm, train_distill, train_ldm
 
 
@@ -135,9 +146,26 @@ def test_a_run_is_distilled_by_one_command_and_loads_as_a_pipeline(kind, tmp_pat
     seen = []
     pipe(labels=[3, 4], callback_on_step_end=lambda pipe, index, timestep, tensors: seen.append(timestep) or {})
     assert len(seen) == 4  # as it recommends
+    saved = (student / "unet" / "config.json").read_text()
+    assert str(tmp_path) not in saved + (student / "README.md").read_text()
+    assert "distilled from teacher with `hwdiffusion`" in (student / "README.md").read_text()
     config = yaml.safe_load((student / "config.yaml").read_text())
     assert config["train_distill"]["max_train_samples"] == 100  # the teacher's pictures, and its split of them
     assert config["train_distill"]["seed"] == 7
+
+
+def test_a_teacher_may_be_a_checkpoint_and_a_preset_of_ones_own_says_how(preset, tmp_path):
+    teacher = tmp_path / "teacher"
+    assert train_ddpm.main(["--preset", preset, "--output_dir", str(teacher), "--max_train_steps", "4"]) == 0
+    of_checkpoint = parse("train_distill", ["--teacher", str(teacher / "checkpoint-4")]).args
+    assert (of_checkpoint.dataset_name, of_checkpoint.max_train_samples) == ("digits", 100)
+    assert (of_checkpoint.max_train_steps, of_checkpoint.learning_rate) == (1000, 3e-4)  # its own, not the teacher's
+
+    own = write_preset(tmp_path / "own.yaml", {"dataset_name": "digits", "seed": 3, "max_train_steps": 9})
+    args = parse("train_distill", ["--teacher", str(teacher), "--preset", own]).args
+    assert (args.seed, args.max_train_steps, args.max_train_samples) == (3, 9, None)
+    args = parse("train_distill", ["--teacher", str(teacher), "--preset", "mnist-ldm"]).args
+    assert (args.dataset_name, args.max_train_steps) == ("ylecun/mnist", 1000)
 
 
 def test_what_cannot_be_distilled_is_refused_before_anything_is_made(tmp_path, capsys):
@@ -161,6 +189,84 @@ def test_what_cannot_be_distilled_is_refused_before_anything_is_made(tmp_path, c
     assert "--teacher_guidance_scale must be at least 1, not 0.5" in fails(*digits, "--teacher_guidance_scale", "0.5")
     assert "--num_inference_steps must be --num_ddim_timesteps at most" in fails(*digits, "--num_ddim_timesteps", "2")
     assert "--num_ddim_timesteps must divide the teacher's 1000" in fails(*digits, "--num_ddim_timesteps", "600")
+    assert "--unet.layers_per_block is nothing that train_distill takes" in fails(*digits, "--unet.layers_per_block=2")
     names = dict(enumerate("abcdefghij"))
     pipeline(prediction_type="v_prediction", id2label=names).save_pretrained(tmp_path / "teacher")
-    assert "knows the labels a, b, c, d, e, f, g, h, but the pictures have 0, 1, 2" in fails(*digits)
+    assert "has other labels than the pictures: the label '0' is only in the pictures" in fails(*digits)
+    noisy = pipeline(prediction_type="epsilon", id2label={k: str(k) for k in range(10)})
+    noisy.scheduler.register_to_config(prediction_type="epsilon", beta_schedule="squaredcos_cap_v2")
+    noisy.save_pretrained(tmp_path / "teacher")
+    assert "distil one of prediction_type v_prediction" in fails(*digits)
+
+
+# -- the loss ---------------------------------------------------------------------------------------------------------
+
+
+class Says(torch.nn.Module):
+    """A UNet that predicts samples: the same times a label's weight, or what `of` says of the noisy ones."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.of, self.seen = of, []
+        self.config = UNet2DConditionModel(
+            **TINY_PRESET["unet"],
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            projection_class_embeddings_input_dim=3,
+        ).config
+
+    def forward(self, sample, timesteps, encoder_hidden_states=None, class_labels=None, return_dict=False):
+        self.seen.append((timesteps, class_labels, torch.is_grad_enabled()))
+        return (self.of(sample, class_labels),)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_the_loss_compares_a_point_with_where_the_guided_teacher_leads_from_it(guidance_scale):
+    """Where a student's end is z itself but for the boundary's c_skip and c_out, both of which are known."""
+    noise_scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
+    given = torch.tensor([0.0, 1.0, 2.0])  # a teacher's clean picture: what its label is, and 0 without one
+    unet = Says(lambda sample, labels: (labels @ given)[:, None, None, None].expand_as(sample))
+    teacher = SimpleNamespace(unet=unet, guidance_unet=None, config=SimpleNamespace(max_labels=2))
+    student = Says(lambda sample, labels: sample)
+    draws = Draws(0, 0, torch.arange(4))
+    clean, labels = torch.zeros(4, 1, 8, 8), torch.tensor([[0], [1], [2], [2]])
+    loss = train_distill.consistency_loss(teacher, guidance_scale, noise_scheduler, 50, 4)(
+        student, clean, labels, draws
+    )
+
+    noise, timesteps = draws.normal("noise", (1, 8, 8)), draw_timesteps(draws, noise_scheduler, "stratified", 4)
+    earlier = (timesteps - 20).clamp(min=0)
+    noisy = noise_scheduler.add_noise(clean, noise, timesteps)
+    alpha, sigma = (noise_scheduler.alphas_cumprod**0.5, (1 - noise_scheduler.alphas_cumprod) ** 0.5)
+    ahead = (guidance_scale * given[labels[:, 0]])[:, None, None, None]
+    at = lambda table, when: table[when][:, None, None, None]  # noqa: E731
+    leads = (noisy - at(alpha, timesteps) * ahead) / at(sigma, timesteps) * at(sigma, earlier) + at(
+        alpha, earlier
+    ) * ahead
+    scaled = [10.0 * when[:, None, None, None] for when in (timesteps, earlier)]
+    factors = [0.25 / (times**2 + 0.25) + times / (times**2 + 0.25).sqrt() for times in scaled]
+    expected = pseudo_huber(factors[0] * noisy, factors[1] * leads)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+    (ours, told, learns), (theirs, _, still) = student.seen
+    assert torch.equal(ours, timesteps) and torch.equal(theirs, earlier)
+    assert (learns, still) == (True, False)  # the far end is taken as it is
+    assert torch.equal(told.argmax(dim=1), labels[:, 0])
+
+
+def test_a_flow_students_few_steps_are_even_and_none_is_wasted_on_no_noise():
+    teacher = pipeline(prediction_type="flow_prediction", has_null_label=True)
+    teacher.scheduler = FlowMatchEulerDiscreteScheduler()
+    args = SimpleNamespace(num_ddim_timesteps=50, num_inference_steps=4)
+    student = build_student(teacher, training_scheduler(teacher), args)
+    student(labels=[1], output_type="np")
+    torch.testing.assert_close(student.scheduler.sigmas, torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp"])
+def test_a_flow_is_distilled_by_the_shift_that_it_was_trained_with_whatever_samples_it(solver):
+    teacher = pipeline(prediction_type="flow_prediction")
+    teacher.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    swap_scheduler(teacher, solver)
+    assert training_scheduler(teacher).config.shift == 3.0

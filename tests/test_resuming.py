@@ -516,7 +516,7 @@ def clock(monkeypatch):
 
     as_it_is = TrainingLog.end_step
     monkeypatch.setattr(TrainingLog, "end_step", end_step)
-    monkeypatch.setattr("hwdiffusion.trainer.time", clock)
+    monkeypatch.setattr("hwdiffusion.run_clock.time", clock)
     return clock
 
 
@@ -563,3 +563,40 @@ def test_a_stopped_run_uses_what_is_left_of_its_time_and_a_longer_budget_goes_on
     assert "max_train_seconds" in capsys.readouterr().err
     assert train_ddpm.main([*timed, "60", "--resume_from_checkpoint", "latest"]) == 0
     assert seconds_taken(run) == pytest.approx(60, abs=1)
+
+
+def test_a_run_whose_time_is_used_up_is_finished_without_another_step(preset, tmp_path, clock):
+    run = tmp_path / "run"
+    argv = ["--preset", preset, "--output_dir", str(run), "--checkpointing_steps", "5", "--max_train_seconds", "30"]
+    assert train_ddpm.main(argv) == 0
+    (run / "model_index.json").unlink()
+    newest = find_checkpoints(run)[0] / STATE_FILE
+    state = torch.load(newest, weights_only=True)
+    torch.save({**state, "max_steps": state["max_steps"] + 3, "seconds": 31.0}, newest)
+    write_checksums(newest.parent)
+    steps = clock.steps
+    assert train_ddpm.main(argv) == 0
+    assert clock.steps == steps and (run / "model_index.json").is_file()
+
+
+def test_what_starts_late_keeps_its_start_when_a_time_budget_moves_the_end(preset, tmp_path, clock):
+    clock.pace = lambda step: 1.0 if step < TRIAL_STEPS + 16 else 0.5  # then 0.3 of the run moves from 15 to 25
+    run = tmp_path / "run"
+    late = ["--discriminator_weight", "0.1", "--discriminator_start", "0.3"]
+    argv = ["--preset", preset, "--output_dir", str(run), *late, "--logging_steps", "1"]
+    assert train_vqgan.main([*argv, "--max_train_seconds", "60"]) == 0
+    lines = read_metrics(run / "metrics.jsonl")
+    with_it = ["discriminator_loss" in line for line in lines]
+    assert len(lines) > 80 and with_it == sorted(with_it) and with_it.index(True) == 15
+    rates = [line["discriminator_learning_rate"] for line in lines if "discriminator_loss" in line]
+    assert rates[-1] < 0.1 * max(rates)  # its schedule spans what was left
+
+
+def test_a_time_budgets_checkpoints_are_tenths_of_the_run_that_it_became(tmp_path, clock):
+    clock.pace = lambda step: 1.0 if step < 15 else 0.25
+    run, settings = tmp_path / "run", {key: TINY_PRESET[key] for key in TINY_PRESET if key != "checkpointing_steps"}
+    preset = write_preset(tmp_path / "tenths.yaml", settings)
+    argv = ["--preset", preset, "--output_dir", str(run), "--checkpoints_total_limit", "100"]
+    assert train_ddpm.main([*argv, "--max_train_seconds", "40"]) == 0
+    steps = sorted(int(path.name.split("-")[1]) for path in find_checkpoints(run))
+    assert len(steps) <= 14 and steps[-1] > 80  # a first plan's tenths, of 30 steps, would be over 30

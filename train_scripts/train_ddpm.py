@@ -15,10 +15,9 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
-    from hwdiffusion.judge import TrainingJudge
+    from hwdiffusion.judge import training_judge
     from hwdiffusion.labels import check_dropout
     from hwdiffusion.models import build_noise_scheduler, build_pipeline, build_unet, check_inference_steps
-    from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
@@ -30,10 +29,7 @@ def train(config: Config) -> Path:
     check_dropout(args, data)
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], (image_channels(args), *image_size(args)), len(data.id2label))
-    judge = None
-    if args.evaluation_steps is not None:
-        labelled = num_label_classes(unet.config) > 0
-        judge = TrainingJudge(args, data, list(data.id2label.values()) if labelled else [])
+    judge = training_judge(args, data, unet.config)
     prepare_output_dir(config)
 
     trainer = Trainer(config, len(data.train))

@@ -12,16 +12,18 @@ from hwdiffusion.config import Config, run_script
 from hwdiffusion.train_scripts.train_ddpm import fit_unet
 
 
+LEAST_SIGNAL = 5e-3  # a prediction of noise is divided by it to tell the picture
+
+
 def train(config: Config) -> Path:
     """Train a student of `--teacher`; the run folder, which is a pipeline, is returned."""
     import torch
 
     from hwdiffusion.data import image_size, load_data, pixels_to_sample
     from hwdiffusion.distillation import build_student, training_scheduler
-    from hwdiffusion.judge import TrainingJudge
+    from hwdiffusion.judge import training_judge
     from hwdiffusion.latents import LatentDataset, cached_latents, latents_to_sample
     from hwdiffusion.models import latent_shape, load_pipeline
-    from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
@@ -34,14 +36,13 @@ def train(config: Config) -> Path:
     check_teacher(teacher, scale, data, args)
     noise_scheduler = training_scheduler(teacher)
     student = build_student(teacher, noise_scheduler, args)
-    judge = None
-    if args.evaluation_steps is not None:
-        labelled = num_label_classes(student.unet.config) > 0
-        judge = TrainingJudge(args, data, list(data.id2label.values()) if labelled else [])
+    judge = training_judge(args, data, student.unet.config)
     prepare_output_dir(config)
 
     trainer = Trainer(config, len(data.train))
     trainer.print(data.summary())
+    if teacher.classifier is not None:
+        trainer.print("the teacher's classifier guides no student, and is left out")
     for model in (teacher.unet, teacher.guidance_unet, teacher.vqvae):
         if model is not None:
             model.to(trainer.device).eval().requires_grad_(False)
@@ -63,17 +64,21 @@ def train(config: Config) -> Path:
 def consistency_loss(teacher, guidance_scale: float, noise_scheduler, num_ddim_timesteps: int, step_size: int):
     """The loss of a student: a function of its UNet, clean samples `(B, C, H, W)`, their labels and draws."""
     import torch
+    import torch.nn.functional as F
 
     from hwdiffusion.distillation import consistency, ddim_step, guided_prediction, pseudo_huber
     from hwdiffusion.objectives import add_noise, draw_timesteps
     from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
 
     unet_config = teacher.unet.config
-    num_classes = num_label_classes(unet_config)
+    num_classes, most = num_label_classes(unet_config), teacher.config.max_labels
     span = noise_scheduler.config.num_train_timesteps / num_ddim_timesteps  # from t to s
 
     def loss_of(unet, sample, labels, draws):
-        tokens = label_tokens(labels, num_classes) if num_classes else None  # (B, T, K)
+        tokens = None
+        if num_classes:
+            tokens = label_tokens(labels, num_classes)
+            tokens = F.pad(tokens, (0, 0, 0, most - tokens.shape[1]))  # (B, T, K), T as the teacher has it
         conditioning = unet_conditioning(unet_config, tokens)
         timesteps = draw_timesteps(draws, noise_scheduler, "stratified", step_size)
         earlier = (timesteps - span).clamp(min=0).to(timesteps.dtype)
@@ -94,7 +99,9 @@ def consistency_loss(teacher, guidance_scale: float, noise_scheduler, num_ddim_t
 def check_teacher(teacher, guidance_scale: float, data, args):
     """Raise InputError where a pipeline can't be distilled as asked, or on these pictures."""
     from hwdiffusion.data import image_channels, image_size
+    from hwdiffusion.distillation import least_signal, training_scheduler
     from hwdiffusion.pipelines import num_label_classes
+    from hwdiffusion.sources import few
 
     channels = teacher.unet.config.in_channels if teacher.vqvae is None else teacher.vqvae.config.in_channels
     theirs, ours = (channels, *teacher.image_size), (image_channels(args), *image_size(args))
@@ -108,9 +115,24 @@ def check_teacher(teacher, guidance_scale: float, data, args):
         raise InputError(f"--num_ddim_timesteps must divide the teacher's {timesteps}, not {args.num_ddim_timesteps}")
     labelled = num_label_classes(teacher.unet.config) > 0
     if labelled and teacher.id2label != data.id2label:
+        theirs, ours = list(teacher.id2label.values()), list(data.id2label.values())
+        more = [name for name in ours if name not in theirs] or [name for name in theirs if name not in ours]
+        what = (
+            f"the label {more[0]!r} is only {'in the pictures' if more[0] in ours else 'known to it'}"
+            if more
+            else (f"they are in another order: {few(theirs)} and {few(ours)}")
+        )
+        raise InputError(f"--teacher {args.teacher} has other labels than the pictures: {what}; give those it had")
+    if labelled and data.max_labels > teacher.config.max_labels:
         raise InputError(
-            f"--teacher {args.teacher} knows the labels {', '.join(list(teacher.id2label.values())[:8])}, but the "
-            f"pictures have {', '.join(list(data.id2label.values())[:8]) or 'none'}; give those that it was trained on"
+            f"--teacher {args.teacher} takes {teacher.config.max_labels} labels a picture at most, but there are "
+            f"pictures of {data.max_labels}"
+        )
+    signal = least_signal(training_scheduler(teacher))
+    if teacher.config.prediction_type == "epsilon" and signal < LEAST_SIGNAL:
+        raise InputError(
+            f"--teacher {args.teacher} predicts the noise, of which its noisiest timestep is all but {signal:.1g}, so "
+            "that no step from there tells a picture; distil one of prediction_type v_prediction"
         )
     if guidance_scale != 1 and teacher.guidance_unet is None and not (labelled and teacher.config.has_null_label):
         raise InputError(

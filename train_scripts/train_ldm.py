@@ -20,7 +20,7 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from hwdiffusion.data import image_channels, image_size, load_data
-    from hwdiffusion.judge import TrainingJudge
+    from hwdiffusion.judge import training_judge
     from hwdiffusion.labels import check_dropout
     from hwdiffusion.latents import (
         LatentDataset,
@@ -39,7 +39,6 @@ def train(config: Config) -> Path:
         latent_shape,
         load_autoencoder,
     )
-    from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
@@ -65,10 +64,7 @@ def train(config: Config) -> Path:
     if first_stage is not None:
         train_vqgan.build_helpers(first_stage, data)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
-    judge = None
-    if args.evaluation_steps is not None:
-        labelled = num_label_classes(unet.config) > 0
-        judge = TrainingJudge(args, data, list(data.id2label.values()) if labelled else [])
+    judge = training_judge(args, data, unet.config)
     prepare_output_dir(config)
 
     if first_stage is not None:
