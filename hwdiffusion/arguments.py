@@ -402,11 +402,28 @@ class DrawingArguments:
     )
     seed: int = field(default=0, metadata={"help": "The pictures are drawn by this seed and those after it."})
     guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})
-    num_inference_steps: Optional[int] = field(default=None, metadata={"help": "Default: the pipeline's own."})
+    num_inference_steps: Optional[int] = field(
+        default=None, metadata={"aliases": ["--steps"], "help": "Default: the pipeline's own."}
+    )
     scheduler: Optional[str] = field(
         default=None, metadata={"help": f"One of {', '.join(SAMPLERS)}. Default: the pipeline's own."}
     )
     device: Optional[str] = field(default=None, metadata={"help": "Default: a GPU if there is one."})
+
+
+@dataclass
+class SampleArguments(DrawingArguments):
+    """Flags of `hwdiffusion sample`."""
+
+    output: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "A new folder, of which `train_ldm.py` could train; with --grid a picture. Default: samples."
+        },
+    )
+    num: int = field(default=10, metadata={"help": "Pictures of each label."})
+    grid: bool = field(default=False, metadata={"help": "One picture, a row a label, in place of a folder."})
+    batch_size: int = field(default=64, metadata={"help": "Pictures that are drawn together."})
 
 
 @dataclass
@@ -451,10 +468,28 @@ class InterpolateArguments(DrawingArguments):
 
 
 DRAWINGS = {
+    "sample": SampleArguments,
     "trajectory": TrajectoryArguments,
     "vary": VaryArguments,
     "inpaint": InpaintArguments,
     "interpolate": InterpolateArguments,
+}
+
+
+# One for every command: `--help` shows it.
+EXAMPLES = {
+    "train_vqgan.py": "accelerate launch train_scripts/train_vqgan.py --preset mnist-ldm --output_dir runs/vqvae",
+    "train_ldm.py": "accelerate launch train_scripts/train_ldm.py --preset mnist-ldm --train_data_dir PICTURES",
+    "train_ddpm.py": "accelerate launch train_scripts/train_ddpm.py --preset mnist-ddpm --train_data_dir PICTURES",
+    "train_distill.py": "accelerate launch train_scripts/train_distill.py --teacher runs/mnist-ldm",
+    "train_classifier.py": "accelerate launch train_scripts/train_classifier.py --preset mnist-classifier",
+    "hwdiffusion evaluate": "hwdiffusion evaluate runs/mnist-ldm --classifier runs/mnist-classifier",
+    "hwdiffusion sweep": "hwdiffusion sweep runs/mnist-ldm --scheduler ddim dpmpp --num_inference_steps 10 20",
+    "hwdiffusion sample": 'hwdiffusion sample runs/shapes-ldm --labels "red cube,cyan sphere" --num 4 --grid',
+    "hwdiffusion trajectory": "hwdiffusion trajectory runs/mnist-ldm --labels 3 8 --animation trajectory.gif",
+    "hwdiffusion vary": "hwdiffusion vary runs/mnist-ldm --source_label 3 --labels 3 8",
+    "hwdiffusion inpaint": "hwdiffusion inpaint runs/mnist-ldm --source_label 3 --region bottom",
+    "hwdiffusion interpolate": "hwdiffusion interpolate runs/mnist-ldm --labels 3 8",
 }
 
 

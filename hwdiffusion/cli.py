@@ -1,7 +1,10 @@
 """The command line `hwdiffusion …`; on several processes, `accelerate launch -m hwdiffusion.cli …`."""
 
 import argparse
+import subprocess
 import sys
+
+from hwdiffusion import InputError
 
 
 def evaluate(argv: list[str]):
@@ -24,6 +27,77 @@ def sweep(argv: list[str]):
     from hwdiffusion.train_scripts import train_classifier
 
     sweep(args, train_classifier.train)
+
+
+def presets(argv: list[str]):
+    """List the presets with their sizes and scores; `presets show NAME` prints one."""
+    parser = _parser("presets", "hwdiffusion presets show mnist-ldm")
+    parser.add_argument("show", nargs="?", choices=["show"])
+    parser.add_argument("name", nargs="?", help="a preset, or a YAML file that stands on one")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    if args.show and not args.name:
+        raise InputError("presets show needs the name of a preset; `hwdiffusion presets` lists them")
+    from hwdiffusion.preset_table import print_preset, print_presets
+
+    if args.show:
+        print_preset(args.name, args.json)
+    else:
+        print_presets(args.json)
+
+
+def train(argv: list[str]):
+    """Train a model: `train ldm`, `ddpm`, `vqgan`, `distill` or `classifier`, with the flags of its script."""
+    kinds = ("ldm", "ddpm", "vqgan", "distill", "classifier")
+    if not argv or argv[0] not in kinds:
+        if argv in (["-h"], ["--help"]):
+            print(
+                f"usage: hwdiffusion train {{{','.join(kinds)}}} [flags]\n\n`hwdiffusion train KIND --help` lists the "
+                "flags.\n\nexample: hwdiffusion train ldm --preset digits --output_dir runs/digits"
+            )
+            return
+        raise InputError(f"name what to train, one of {', '.join(kinds)}; then its flags")
+    script = f"train_{argv[0]}"
+    from hwdiffusion.config import parse
+
+    parse(script, argv[1:])  # what is wrong is said once, and not by every process
+    command = ["-m", "accelerate.commands.launch", "-m", f"hwdiffusion.train_scripts.{script}", *argv[1:]]
+    raise SystemExit(subprocess.run([sys.executable, *command]).returncode)
+
+
+def sample(argv: list[str]):
+    """Draw pictures of labels, into a folder or as one picture."""
+    _draw("sample", argv)
+
+
+def push(argv: list[str]):
+    """Upload a run to the Hub, with its card."""
+    parser = _parser("push", "hwdiffusion push runs/digits me/digits --private")
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("repo_id", help="USER/NAME on the Hub; it is made if it isn't there")
+    parser.add_argument("--private", action="store_true")
+    args = parser.parse_args(argv)
+    from hwdiffusion import hub
+
+    print(hub.push(args.run, args.repo_id, args.private))
+
+
+def doctor(argv: list[str]):
+    """Say what is installed, what the machine has, and what is missing for what."""
+    parser = _parser("doctor", "hwdiffusion doctor --json")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    from hwdiffusion.doctor import print_examination
+
+    print_examination(args.json)
+
+
+def _parser(command: str, example: str) -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):  # argparse would print the whole usage and leave
+            raise InputError(message)
+
+    return Parser(prog=f"hwdiffusion {command}", description=COMMANDS[command].__doc__, epilog=f"example: {example}")
 
 
 def trajectory(argv: list[str]):
@@ -53,6 +127,7 @@ def _draw(command: str, argv: list[str]):
     from hwdiffusion import drawing
 
     {
+        "sample": drawing.draw_samples,
         "trajectory": drawing.draw_trajectory,
         "vary": drawing.draw_variations,
         "inpaint": drawing.draw_inpainting,
@@ -61,12 +136,17 @@ def _draw(command: str, argv: list[str]):
 
 
 COMMANDS = {
+    "presets": presets,
+    "train": train,
+    "sample": sample,
     "evaluate": evaluate,
     "sweep": sweep,
     "trajectory": trajectory,
     "vary": vary,
     "inpaint": inpaint,
     "interpolate": interpolate,
+    "push": push,
+    "doctor": doctor,
 }
 
 
@@ -79,7 +159,13 @@ def main(argv: list[str] | None = None) -> int:
         description="\n".join(f"{name}: {command.__doc__}" for name, command in COMMANDS.items()),
     )
     parser.add_argument("command", choices=sorted(COMMANDS))
-    command = parser.parse_args(argv[:1]).command
+    parser.add_argument("--debug", action="store_true", help="before the command: tracebacks of errors")
+    first = 2 if argv[:1] == ["--debug"] else 1
+    args = parser.parse_args(argv[:first])
+    command, argv = args.command, argv[first - 1 :]
+    if args.debug:
+        COMMANDS[command](argv[1:])
+        return 0
 
     from hwdiffusion.failures import exit_code
 

@@ -26,6 +26,7 @@ from hwdiffusion.arguments import (
     CHUNK,
     DRAWINGS,
     EVALUATIONS,
+    EXAMPLES,
     METRICS,
     SAMPLERS,
     SCRIPTS,
@@ -350,9 +351,17 @@ def parse_drawing(command: str, argv: list[str]) -> DrawingArguments:
     require = _requirement(args)
     if args.run is None:
         raise InputError("name a run folder or Hub id to draw from")
+    folder = command == "sample" and not args.grid
     if args.output is None:
-        args.output = f"{command}.png"
-    require(Path(args.output).suffix.lower() in (".png", ".jpg", ".webp"), "output", "a .png, .jpg or .webp")
+        args.output = "samples" if folder else f"{command}.png"
+    if not folder:
+        require(Path(args.output).suffix.lower() in (".png", ".jpg", ".webp"), "output", "a .png, .jpg or .webp")
+    if command == "sample":
+        require(
+            Path(args.output).suffix.lower() not in (".png", ".jpg") or args.grid, "output", "a folder, or give --grid"
+        )
+        require(1 <= args.num <= 1_000_000, "num", "in 1 to 1,000,000")
+        require(1 <= args.batch_size <= CHUNK, "batch_size", f"in 1 to {CHUNK}")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     require(args.guidance_scale is None or 0 <= args.guidance_scale < float("inf"), "guidance_scale", "at least 0")
     require(args.scheduler is None or args.scheduler in SAMPLERS, "scheduler", f"one of {', '.join(SAMPLERS)}")
@@ -529,7 +538,8 @@ def _parse_flags(cls: type, prog: str, argv: list[str]):
         def error(self, message):  # argparse would print the whole usage and leave
             raise InputError(message)
 
-    parser = Parser(cls, prog=prog, allow_abbrev=False, description=cls.__doc__)
+    example = f"example: {EXAMPLES[prog]}" if prog in EXAMPLES else None
+    parser = Parser(cls, prog=prog, allow_abbrev=False, description=cls.__doc__, epilog=example)
     args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
         known = [f"--{item.name}" for item in fields(cls)]

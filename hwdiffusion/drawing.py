@@ -4,23 +4,60 @@ Every picture has a seed of its own, so the same command draws the same pictures
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
 
 from hwdiffusion import InputError
 from hwdiffusion.arguments import (
     DrawingArguments,
     InpaintArguments,
     InterpolateArguments,
+    SampleArguments,
     TrajectoryArguments,
     VaryArguments,
 )
+from hwdiffusion.checkpoints import replace_folder
 from hwdiffusion.evaluation import choose_scheduler
 from hwdiffusion.figures import denoising, evenly, image_grid, write_animation
+from hwdiffusion.label_sets import labels_in_turn
 from hwdiffusion.models import load_pipeline
+from hwdiffusion.pipelines import label_ids
+from hwdiffusion.samples import as_picture, draw, save_pngs
+
+
+def draw_samples(args: SampleArguments):
+    """Pictures of labels, each with a seed of its own: a folder of them, or one picture with a row a label."""
+    output = Path(args.output)
+    if not args.grid and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output} is there already; name a new folder")
+    pipe = _pipeline(args)
+    labels, names = _labels(args, pipe)
+    sets = label_ids(labels, pipe.id2label, pipe.config.max_labels) if labels else None  # (S, T)
+    count = args.num * max(1, len(labels))
+    steps, scale = pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        bar = tqdm(total=count, unit="img", desc="sampling")
+        for start in range(0, count, args.batch_size):
+            stop = min(start + args.batch_size, count)
+            yield _drawn(draw, pipe, start, stop, args.seed, steps, scale, sets), labels_in_turn(sets, start, stop)
+            bar.update(stop - start)
+        bar.close()
+
+    if args.grid:
+        images = torch.cat([images for images, _ in batches()])
+        in_rows = images if sets is None else images.unflatten(0, (args.num, len(sets))).transpose(0, 1).flatten(0, 1)
+        columns = min(args.num, 10) if sets is None else args.num
+        _write(args.output, image_grid([as_picture(image) for image in in_rows], columns, names))
+        return
+    part = output.with_name(output.name + ".part")
+    save_pngs(part, batches(), list(pipe.id2label.values()), pipe.config.max_labels > 1)
+    replace_folder(part, output)
+    print(output)
 
 
 def draw_trajectory(args: TrajectoryArguments):
@@ -113,7 +150,7 @@ def draw_interpolation(args: InterpolateArguments):
 def _pipeline(args: DrawingArguments):
     for flag in ("output", "animation"):
         if getattr(args, flag, None) is not None:
-            _check_writable(getattr(args, flag), flag)
+            _check_writable(getattr(args, flag), flag, folder=isinstance(args, SampleArguments) and not args.grid)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         pipe = load_pipeline(args.run, torch.device(device))
@@ -202,10 +239,10 @@ def _half(size: Sequence[int], region: str) -> Image.Image:
     return mask
 
 
-def _check_writable(path: str, flag: str):
-    folder = next(parent for parent in Path(path).resolve().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
-        raise InputError(f"--{flag} {path} can't be written there; name a file in a folder of yours")
+def _check_writable(path: str, flag: str, folder: bool):
+    parent = next(parent for parent in Path(path).resolve().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK) or (Path(path).is_dir() and not folder):
+        raise InputError(f"--{flag} {path} can't be written there; name one in a folder of yours")
 
 
 def _write(path: str, picture: Image.Image):

@@ -1,13 +1,14 @@
 """The model cards of runs, and their way to the Hub."""
 
 import json
+import re
 from pathlib import Path
 
 import yaml
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
-from hwdiffusion import __version__
+from hwdiffusion import InputError, RunError, __version__
 from hwdiffusion.config import Config
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.samples import weights_digest
@@ -203,19 +204,36 @@ def _evaluation_of(run: Path) -> str | None:
     return section.strip().removeprefix("## Evaluation").strip()
 
 
-def push(run: Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
+def push(run: str | Path, repo_id: str, private: bool = False) -> str:
     """Upload a run's pipeline or classifier with its card, without checkpoints, to the Hub; the address is returned.
 
     Args:
         run: a run folder.
         repo_id: `USER/NAME`; made if it isn't there.
+
+    Raises:
+        InputError: the folder holds no finished pipeline or classifier with a card.
+        RunError: the Hub refuses, with what it said; the run is as it was.
     """
-    api = HfApi(token=token)
+    folder = Path(run)
+    whole = (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+    if not whole or not (folder / "README.md").is_file():
+        raise InputError(f"{run} is no finished run: model_index.json or config.json, and README.md, must be in it")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise InputError(f"name the repository as USER/NAME, not {repo_id!r}")
+    try:
+        return _upload(folder, repo_id, private)
+    except Exception as error:  # of the Hub, the network, or the client's own checks, which have no common class
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"the Hub did not take {run}: {reason}; the run is whole, and can be pushed again") from error
+
+
+def _upload(run: Path, repo_id: str, private: bool) -> str:
+    api = HfApi()
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     card = (run / "README.md").read_text(encoding="utf-8")
-    own_name = f'from_pretrained("{run.resolve().name}"'
-    (run / "README.md").write_text(card.replace(own_name, f'from_pretrained("{repo_id}"'), encoding="utf-8")
-    files = [
+    card = re.sub(r'from_pretrained\("[^"]+"', f'from_pretrained("{repo_id}"', card)
+    patterns = [
         "model_index.json",
         "pipeline_*.py",
         "README.md",
@@ -225,9 +243,10 @@ def push(run: Path, repo_id: str, private: bool = False, token: str | None = Non
         "evaluation.json",
         "config.json",
         "model*.safetensors*",
+        *(f"{name}/*" for name in ("unet", "scheduler", "vqvae", "classifier", "guidance_unet")),
     ]
-    folders = [f"{name}/*" for name in ("unet", "scheduler", "vqvae", "classifier", "guidance_unet")]
-    api.upload_folder(
-        repo_id=repo_id, folder_path=run, allow_patterns=files + folders, commit_message="Upload pipeline"
-    )
+    paths = sorted({path.relative_to(run).as_posix() for pattern in patterns for path in run.glob(pattern)})
+    contents = {path: card.encode() if path == "README.md" else run / path for path in paths}
+    operations = [CommitOperationAdd(path, content) for path, content in contents.items()]
+    api.create_commit(repo_id, operations, commit_message="Upload pipeline")
     return f"{api.endpoint}/{repo_id}"

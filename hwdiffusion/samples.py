@@ -156,24 +156,8 @@ class Samples:
         if how == "npz":
             save_npz(output_dir / "samples.npz", self.batches(), self.class_names)
         elif how == "png":
-            index, part, lines = 0, output_dir / "samples.part", []
-            shutil.rmtree(part, ignore_errors=True)
-            of_sets = self.sets is not None and self.sets.shape[1] > 1
-            for images, labels in self.batches():
-                for image, ids in zip(images, labels if labels is not None else [None] * len(images)):
-                    names = [] if ids is None else names_of(ids, self.class_names)
-                    if of_sets:
-                        line = {"file_name": f"{index:06d}.png", "labels": names}
-                        lines.append(json.dumps(line, ensure_ascii=False))
-                    # a name that is no folder's, "a/b" or "..", is written as in an address
-                    name = "" if of_sets or not names else quote(names[0], safe=" ")
-                    folder = part / name.replace("..", "%2E%2E")
-                    folder.mkdir(parents=True, exist_ok=True)
-                    array = image.permute(1, 2, 0).squeeze(-1).numpy()
-                    Image.fromarray(array).save(folder / f"{index:06d}.png")
-                    index += 1
-            if of_sets:
-                (part / METADATA_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            part, of_sets = output_dir / "samples.part", self.sets is not None and self.sets.shape[1] > 1
+            save_pngs(part, self.batches(), self.class_names, of_sets)
             replace_folder(part, output_dir / "samples")
         shutil.rmtree(self.folder)
 
@@ -185,6 +169,34 @@ def weights_digest(pipe) -> str:
         for _, tensor in sorted(component.state_dict().items()) if component is not None else []:
             digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def as_picture(image: torch.Tensor) -> Image.Image:
+    """A uint8 picture `(C, H, W)` as PIL has it."""
+    return Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def save_pngs(folder: Path, batches: Iterable, class_names: list[str], of_sets: bool):
+    """Pictures as PNGs in a new folder: in class folders, or, where they have sets, with a `metadata.jsonl`.
+
+    Args:
+        batches: of uint8 `(B, C, H, W)` and ids `(B, T)`, padded with -1, or `None`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    index, lines = 0, []
+    for images, labels in batches:
+        for image, ids in zip(images, labels if labels is not None else [None] * len(images)):
+            names = [] if ids is None else names_of(ids, class_names)
+            if of_sets:
+                lines.append(json.dumps({"file_name": f"{index:06d}.png", "labels": names}, ensure_ascii=False))
+            # a name that is no folder's, "a/b" or "..", is written as in an address
+            name = "" if of_sets or not names else quote(names[0], safe=" ")
+            place = folder / name.replace("..", "%2E%2E")
+            place.mkdir(parents=True, exist_ok=True)
+            as_picture(image).save(place / f"{index:06d}.png")
+            index += 1
+    if of_sets:
+        (folder / METADATA_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def save_npz(path: Path, batches: Iterable, class_names: list[str], count: int | None = None):

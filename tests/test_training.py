@@ -347,31 +347,6 @@ def test_bfloat16_trains_in_both_stages(preset, tmp_path):
     assert pipe.unet.dtype == torch.float32 and len(pipe(labels=[1]).images) == 1
 
 
-def test_the_card_tells_how_to_load_the_pipeline_and_no_path(preset, tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
-    from huggingface_hub import HfApi, ModelCard
-
-    uploads = []
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id))
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: uploads.append(options))
-    run, vqvae = tmp_path / "run", tmp_path / "vq"
-    steps = ["--preset", preset, "--max_train_steps", "4"]
-    assert train_vqgan.main([*steps, "--output_dir", str(vqvae)]) == 0
-    argv = [*steps, "--output_dir", str(run), "--vqvae", str(vqvae), "--push_to_hub", "--hub_model_id", "user/name"]
-    assert train_ldm.main(argv) == 0
-    card = ModelCard.load(run / "README.md")
-    assert card.data.library_name == "diffusers" and "class-conditional" in card.data.tags
-    assert card.text.count('from_pretrained("user/name"') == 2
-    assert str(tmp_path) not in card.text and "More Information Needed" not in card.text
-    (upload,) = uploads
-    assert upload["repo_id"] == "user/name"
-    sent = {path for pattern in upload["allow_patterns"] for path in run.glob(pattern)}
-    assert {run / "model_index.json", run / "README.md", run / "samples.png"} <= sent
-    assert len(list(run.glob("pipeline_*.py"))) == 1 and not any("checkpoint" in str(path) for path in sent)
-
-
 def odd_picture(index: int) -> bytes:
     """A picture of a mode that isn't simply RGB: palette, with alpha, CMYK, 16-bit gray, turned by its EXIF."""
     values = np.random.default_rng(index).integers(0, 255, (20, 30, 4), dtype=np.uint8)

@@ -109,7 +109,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
     if trainer.is_main_process and not args.dry_run:
         write_model_card(trainer.config, pipeline, data.summary(), trainer.max_steps)
         if args.push_to_hub:
-            push(Path(args.output_dir), args.hub_model_id, args.hub_private)
+            push(args.output_dir, args.hub_model_id, args.hub_private)
 
 
 def main(argv: list[str] | None = None) -> int:

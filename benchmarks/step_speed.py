@@ -1,0 +1,214 @@
+#!/usr/bin/env python
+"""How much of a training step is the UNet, and how much is what surrounds it?
+
+    python benchmarks/step_speed.py mnist-ddpm --train_data_dir MNIST --output step-speed
+
+Two loops train the same UNet on the same pictures in batches of the same size: ours, and the loop of diffusers'
+examples (a DataLoader that decodes every picture again, for latents an encoder in the loop, default AdamW, `EMAModel`
+and the loss's value at every step). They take turns of `--steps` steps in one process, `--rounds` times; the ratio of
+their speeds is taken of each pair of turns. With `--mixed_precision bf16` both have it.
+
+Besides: the share of the machine's measured matrix rate that the UNet's multiplications reach, and where the time of
+our step goes, by torch's profiler. The tables are `OUTPUT.md`, the figures `OUTPUT.json`.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from hwdiffusion.config import parse
+from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
+from hwdiffusion.latents import cached_latents, latents_to_sample
+from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape
+from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
+from hwdiffusion.train_scripts.train_ddpm import denoising_loss
+from hwdiffusion.trainer import Trainer
+
+
+class Encoded(Dataset):
+    """Pictures as files, decoded whenever they are asked for, as an image folder is."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor):
+        self.files, self.labels = [], labels
+        for image in images:
+            buffer = io.BytesIO()
+            array = image.permute(1, 2, 0).numpy()
+            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
+            self.files.append(buffer.getvalue())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int):
+        import numpy as np
+
+        array = np.atleast_3d(np.asarray(Image.open(io.BytesIO(self.files[index])), dtype=np.float32))
+        return torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1, self.labels[index]
+
+
+def ours(config, data, vqvae, folder: Path):
+    """Our loop; a step is done whenever it yields."""
+    args = config.args
+    trainer = Trainer(config, len(data.train))
+    noise_scheduler, unet = models(config, data, vqvae)
+    dataset, to_sample = data.train, pixels_to_sample(args.random_flip)
+    if vqvae is not None:
+        dataset = cached_latents(vqvae, data.train, args.random_flip, folder / "latents.safetensors")
+        to_sample = latents_to_sample(vqvae.config, args.random_flip)
+    loss_of = denoising_loss(noise_scheduler, unet.config, args, trainer.step_size)
+    unet = trainer.add_model("unet", unet, args.learning_rate)
+    for batch in trainer.batches(dataset, lambda folder: None):
+        stored, labels = batch.data
+        loss = loss_of(unet, to_sample(stored, batch.draws), labels, batch.draws)
+        trainer.update("unet", loss)
+        trainer.log(loss=loss)
+        yield
+
+
+def plain(config, data, vqvae):
+    """The loop of diffusers' examples."""
+    args = config.args
+    noise_scheduler, unet = models(config, data, vqvae)
+    num_classes = num_label_classes(unet.config)
+    count = min(len(data.train), 20_000)
+    loader = DataLoader(Encoded(*data.train[range(count)]), batch_size=args.train_batch_size, shuffle=True)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate)
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=50, num_training_steps=10_000)
+    ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True)
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16")
+    while True:
+        for images, labels in loader:
+            with precision:
+                if vqvae is not None:
+                    with torch.no_grad():
+                        images = vqvae.encode(images).latents * vqvae.config.scaling_factor
+                noise = torch.randn_like(images)
+                timesteps = torch.randint(0, 1000, (len(images),))
+                noisy = noise_scheduler.add_noise(images, noise, timesteps)
+                conditioning = unet_conditioning(unet.config, label_tokens(labels, num_classes))
+                output = unet(noisy, timesteps, **conditioning, return_dict=False)[0]
+            loss = F.mse_loss(output.float(), noise_scheduler.get_velocity(images, noise, timesteps).float())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            ema.step(unet.parameters())
+            loss.item()
+            yield
+
+
+def models(config, data, vqvae):
+    args = config.args
+    shape = (image_channels(args), *image_size(args)) if vqvae is None else latent_shape(vqvae, image_size(args))
+    noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent=vqvae is not None)
+    torch.manual_seed(0)
+    return noise_scheduler, build_unet(config.sections["unet"], shape, len(data.id2label))
+
+
+def turn(loop, steps: int) -> float:
+    """The seconds of a step."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        next(loop)
+    return (time.perf_counter() - began) / steps
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Multiplications and additions a second of a large matrix product, the best of some."""
+    size = 1024
+    a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    measured = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads()).blocked_autorange(
+        min_run_time=2
+    )
+    return 2 * size**3 / min(measured.times)
+
+
+def flops_of_a_step(config, data, vqvae) -> int:
+    """Of forward and backward of the UNet."""
+    noise_scheduler, unet = models(config, data, vqvae)
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    sample = torch.randn(config.args.train_batch_size, unet.config.in_channels, height, width)
+    labels = torch.zeros(len(sample), data.max_labels).long()
+    conditioning = unet_conditioning(unet.config, label_tokens(labels, num_label_classes(unet.config)))
+    with FlopCounterMode(display=False) as counter:
+        output = unet(sample, torch.zeros(len(sample)).long(), **conditioning, return_dict=False)[0]
+        output.square().mean().backward()
+    return counter.get_total_flops()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset")
+    parser.add_argument("--train_data_dir")
+    parser.add_argument("--train_batch_size", type=int, default=64)
+    parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
+    parser.add_argument("--steps", type=int, default=10, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--output", type=Path, default=Path("step-speed"))
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--train_batch_size", str(args.train_batch_size), "--mixed_precision", args.mixed_precision]
+        flags += ["--max_train_steps", "1000000", "--checkpointing_steps", "1000000", "--output_dir", folder]
+        flags += [] if args.train_data_dir is None else ["--train_data_dir", args.train_data_dir]
+        script = "train_ldm" if "ldm" in args.preset or args.preset in ("digits", "mnist-fast") else "train_ddpm"
+        config = parse(script, ["--preset", args.preset, *flags])
+        data, vqvae = load_data(config.args), None
+        if script == "train_ldm":  # its speed doesn't depend on what it has learned
+            vqvae = build_vqvae(config.sections["vqvae"], image_channels(config.args), image_size(config.args)).eval()
+            vqvae.requires_grad_(False)
+        loops = {"ours": ours(config, data, vqvae, Path(folder)), "plain": plain(config, data, vqvae)}
+        for loop in loops.values():
+            turn(loop, 3)  # warm-up
+        seconds = {name: [] for name in loops}
+        for _ in range(args.rounds):
+            for name, loop in loops.items():
+                seconds[name].append(turn(loop, args.steps))
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            turn(loops["ours"], 3)
+        loops["ours"].close()
+    ratios = [slow / fast for slow, fast in zip(seconds["plain"], seconds["ours"])]
+    rate = matrix_rate(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32)
+    done = flops_of_a_step(config, data, vqvae) / statistics.median(seconds["ours"])
+    figures = {
+        "preset": args.preset,
+        "mixed_precision": args.mixed_precision,
+        "train_batch_size": args.train_batch_size,
+        "images_per_second": {name: args.train_batch_size / statistics.median(of) for name, of in seconds.items()},
+        "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+        "matrix_rate_gflops": rate / 1e9,
+        "share_of_matrix_rate": done / rate,
+        "seconds": seconds,
+    }
+    profiled = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=48)
+    ours_ips, plain_ips = figures["images_per_second"]["ours"], figures["images_per_second"]["plain"]
+    lines = [
+        "| preset | batch | precision | ours, img/s | plain loop, img/s | ratio (least–most) | of the matrix rate |",
+        "|---|---|---|---|---|---|---|",
+        f"| {args.preset} | {args.train_batch_size} | {args.mixed_precision} | {ours_ips:.0f} | {plain_ips:.0f} | "
+        "{median:.2f} ({least:.2f}–{most:.2f})".format(**figures["ratio"])
+        + f" | {figures['share_of_matrix_rate']:.0%} of {figures['matrix_rate_gflops']:.0f} Gflop/s |",
+    ]
+    args.output.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
+    args.output.with_suffix(".md").write_text("\n".join(lines) + f"\n\n```\n{profiled}```\n")
+    print("\n".join(lines), profiled, sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

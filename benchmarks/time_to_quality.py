@@ -1,0 +1,190 @@
+#!/usr/bin/env python
+"""What does a time budget buy? MNIST from raw pictures, every row in the same time on the same machine.
+
+    python benchmarks/time_to_quality.py --budget 600 --train_data_dir MNIST --classifier runs/mnist-classifier \\
+        --output time-to-quality
+
+`ours` trains both stages by one command (`train_ldm.py --preset mnist-fast`); the time is the command's, from its
+start to its end, everything inside. `ours, pixels` is `train_ddpm.py --preset mnist-ddpm`. `plain pixels` and `plain
+latents` are loops by diffusers alone (`peers.py`). Every row's samples are judged by the same classifier: label
+accuracy, Fréchet distance, coverage, copies; beside them the floors, real held-out digits and their reconstructions by
+the row's own autoencoder. Rows that are in OUTPUT.json already are kept. The table is `OUTPUT.md`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from hwdiffusion.arguments import EvaluationArguments
+from hwdiffusion.data import load_data, to_model_range
+from hwdiffusion.evaluation import evaluate
+from hwdiffusion.extractors import load_extractor
+from hwdiffusion.figures import read_metrics
+from hwdiffusion.models import load_autoencoder
+from hwdiffusion.pipelines import raw_latents
+from hwdiffusion.reference import data_arguments
+from hwdiffusion.samples import save_npz
+from hwdiffusion.train_scripts import train_classifier
+
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST_STAGE = 0.22  # of the budget
+RESERVE = 30  # seconds of a command that are no training: imports, reading, saving, the sample grid
+
+
+def train_ours(args, run: Path) -> float:
+    training = max(10.0, args.budget - RESERVE)
+    first = FIRST_STAGE * training
+    return timed(
+        [
+            str(ROOT / "train_scripts" / "train_ldm.py"),
+            *["--preset", args.preset, "--train_data_dir", args.train_data_dir, "--output_dir", str(run)],
+            *["--train_vqgan.max_train_seconds", f"{first:.0f}", "--max_train_seconds", f"{training - first:.0f}"],
+            *["--checkpointing_steps", "1000000", "--overwrite_output_dir"],
+        ]
+    )[0]
+
+
+def train_pixels(args, run: Path) -> float:
+    return timed(
+        [
+            str(ROOT / "train_scripts" / "train_ddpm.py"),
+            *["--preset", "mnist-ddpm", "--train_data_dir", args.train_data_dir, "--output_dir", str(run)],
+            *["--max_train_seconds", f"{max(10.0, args.budget - RESERVE):.0f}", "--lr_warmup_steps", "50"],
+            *["--checkpointing_steps", "1000000", "--overwrite_output_dir"],
+        ]
+    )[0]
+
+
+def train_peer(args, which: str, output: Path) -> dict:
+    flags = ["--budget", str(args.budget), "--train_data_dir", args.train_data_dir, "--output", str(output)]
+    peer = [str(ROOT / "benchmarks" / "peers.py"), which, *flags, "--num_samples", str(args.num_peer_samples)]
+    return json.loads(timed(peer)[1].strip().splitlines()[-1])
+
+
+def timed(command: list[str]) -> tuple[float, str]:
+    began = time.perf_counter()
+    said = subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return time.perf_counter() - began, said
+
+
+def images_seen(run: Path) -> int:
+    """Of both stages."""
+    seen = 0
+    for stage in (run / "first-stage", run):
+        if (stage / "metrics.jsonl").is_file():
+            config = yaml.safe_load((stage / "config.yaml").read_text())
+            seen += read_metrics(stage / "metrics.jsonl")[-1]["step"] * config[config["script"]]["train_batch_size"]
+    return seen
+
+
+def judged(args, folder: Path, name: str, count: int, **what) -> dict:
+    return evaluate(
+        EvaluationArguments(
+            num_samples=count,
+            classifier=args.classifier,
+            train_data_dir=None if "images" in what else args.train_data_dir,
+            output_dir=str(folder / f"{name}-evaluation".replace(" ", "-").replace(",", "")),
+            **what,
+        ),
+        train_classifier.train,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds of a row")
+    parser.add_argument("--preset", default="mnist-fast")
+    parser.add_argument("--train_data_dir", required=True, help="MNIST's parquet files")
+    parser.add_argument("--classifier", required=True, help="a folder of train_classifier.py")
+    parser.add_argument("--num_samples", type=int, default=10_000, help="of ours")
+    parser.add_argument("--num_peer_samples", type=int, default=2000, help="of the other rows")
+    parser.add_argument("--rows", nargs="*", default=["ours", "ours, pixels", "plain latents", "plain pixels"])
+    parser.add_argument("--output", type=Path, default=Path("time-to-quality"))
+    args = parser.parse_args()
+
+    load_extractor("classifier", args.classifier)  # what is wrong is said before anything is trained
+    args.output.mkdir(parents=True, exist_ok=True)
+    kept = args.output.with_suffix(".json")
+    rows = json.loads(kept.read_text()) if kept.is_file() else {}
+    of_mnist = {"reference": args.train_data_dir, "resolution": [28, 28], "image_mode": "L"}
+    for name in args.rows:
+        key = f"{name} ({args.budget:g} s)"
+        if key in rows:
+            continue
+        folder = args.output / key.replace(" ", "-").replace(",", "")
+        if name.startswith("ours"):
+            seconds = (train_ours if name == "ours" else train_pixels)(args, folder)
+            count = args.num_samples if name == "ours" else args.num_peer_samples
+            options = {} if name == "ours" else {"scheduler": "dpmpp", "num_inference_steps": 20}
+            report = judged(args, args.output, key, count, run=str(folder), **options)
+            seen = images_seen(folder)
+            if name == "ours":
+                images = args.output / "reconstructions.npz"
+                reconstruct(args, folder, images)
+                floor = judged(args, args.output, f"{key}, reconstructions", count, images=str(images), **of_mnist)
+                rows[f"{key}, reconstructions"] = {"seconds": None, "images_seen": None, "report": floor}
+        else:
+            images = folder.with_suffix(".npz")
+            said = train_peer(args, name.removeprefix("plain ").removesuffix("s"), images)
+            seconds, seen = said["seconds"], said["images_seen"]
+            report = judged(args, args.output, key, args.num_peer_samples, images=str(images), **of_mnist)
+        rows[key] = {"seconds": seconds, "images_seen": seen, "report": report}
+        kept.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+        args.output.with_suffix(".md").write_text(table(rows))
+    print(table(rows))
+
+
+def table(rows: dict) -> str:
+    lines = []
+    for name, row in rows.items():
+        trained = row["seconds"] is not None
+        cells = {"row": name, "seconds": f"{row['seconds']:.0f}" if trained else ""}
+        cells |= {"pictures seen": f"{row['images_seen']:,}" if trained else ""}
+        cells |= columns(row["report"])
+        if not lines:
+            lines = [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
+        lines.append(f"| {' | '.join(cells.values())} |")
+    return "\n".join(lines) + "\n"
+
+
+def columns(report: dict) -> dict[str, str]:
+    labels, floor = report["labels"], report["floor"]
+    real, copies = floor["labels"], report["memorisation"]
+    return {
+        "n": f"{report['n']:,}",
+        "label accuracy (95 %), real": "{:.4f} ({:.4f}–{:.4f}), {:.4f}".format(
+            labels["accuracy"], *labels["accuracy_95"], real["accuracy"]
+        ),
+        "worst class": f"{labels['worst_class']:.3f}",
+        "Fréchet distance, real": "{:.2f}, {:.2f}".format(
+            *(side["distances"]["frechet_distance"] for side in (report, floor))
+        ),
+        "coverage, real": "{:.3f}, {:.3f}".format(*(side["manifold"]["coverage"] for side in (report, floor))),
+        "copies": ", ".join(f"{scores['share_of_copies']:.3f} ({space})" for space, scores in copies.items()),
+    }
+
+
+@torch.no_grad()
+def reconstruct(args, run: Path, output: Path):
+    """The first training digits, by a run's autoencoder: what its samples would be, had the second stage no flaw."""
+    data = load_data(data_arguments(args.train_data_dir, [28, 28], "L"))
+    vqvae = load_autoencoder(str(run), 1, (28, 28)).eval()
+
+    def batches():
+        for start in range(0, args.num_samples, 250):
+            images, labels = data.train[range(start, min(start + 250, args.num_samples))]
+            decoded = vqvae.decode(raw_latents(vqvae, to_model_range(images))).sample
+            yield ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), labels
+
+    save_npz(output, batches(), data.class_names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Runs on their way to the Hub and back, by the real client, over a loopback server that speaks its interface."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hub_server import LoopbackHub
+from huggingface_hub import ModelCard
+from running import TINY_PRESET, command, write_preset
+
+from hwdiffusion.train_scripts import train_ddpm
+
+
+TOKEN = "hf_" + "s3cr3t" * 5
+
+
+@pytest.fixture
+def hub():
+    with LoopbackHub(TOKEN) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict:
+    """A run of digits, and one of sets of labels."""
+    folder = tmp_path_factory.mktemp("pushed")
+    digits = write_preset(folder / "digits.yaml", {**TINY_PRESET, "max_train_steps": 2})
+    shapes = {**TINY_PRESET, "max_train_steps": 2, "dataset_name": "shapes", "image_mode": "RGB"}
+    shapes = write_preset(folder / "shapes.yaml", shapes)
+    for preset, name in ((digits, "digits"), (shapes, "shapes")):
+        assert train_ddpm.main(["--preset", preset, "--output_dir", str(folder / name)]) == 0
+    return {"digits": folder / "digits", "shapes": folder / "shapes", "preset": digits}
+
+
+def environment(hub, folder, **more) -> dict[str, str]:
+    """Of a user who has logged in to the loopback Hub, and of a cache of his own."""
+    home = {"HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules"), "HF_ENDPOINT": hub.endpoint}
+    without = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    kept = {key: value for key, value in os.environ.items() if key not in without}
+    return {**kept, **home, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1", **more}
+
+
+def push(hub, folder, run, *argv, **more) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "hwdiffusion.cli", "push", str(run), *argv]
+    return subprocess.run(words, env=environment(hub, folder, **more), capture_output=True, text=True)
+
+
+SAMPLE = """
+import importlib.abc, json, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hwdiffusion":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+image = pipe(labels=json.loads(sys.argv[2]), num_inference_steps=2).images[0]
+print(image.size, len(pipe.id2label))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "said"),
+    [("digits", "[3]", "(16, 16) 10"), ("shapes", '[["red cube", "cyan sphere"]]', "(16, 16) 24")],
+)
+def test_a_pushed_run_is_loaded_by_stock_diffusers_where_the_package_is_not(name, labels, said, runs, hub, tmp_path):
+    done = push(hub, tmp_path, runs[name], f"me/{name}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(f"{hub.endpoint}/me/{name}")
+    files = hub.files(f"me/{name}")
+    assert {"model_index.json", "README.md", "config.yaml", "samples.png"} <= set(files)
+    assert not any("checkpoint" in path or "latents" in path for path in files)
+    assert files["README.md"].decode().count(f'from_pretrained("me/{name}"') == 2
+    assert len([path for path in files if path.startswith("pipeline_")]) == 1
+
+    words = [sys.executable, "-c", SAMPLE, f"me/{name}", labels]
+    sampled = subprocess.run(words, env=environment(hub, tmp_path / "other"), capture_output=True, text=True)
+    assert sampled.returncode == 0, sampled.stderr
+    assert sampled.stdout.strip() == said
+
+
+def test_a_private_push_a_second_one_and_a_refused_one(runs, hub, tmp_path):
+    assert push(hub, tmp_path, runs["digits"], "me/digits", "--private").returncode == 0
+    assert hub.repositories["me/digits"]["private"]
+    assert push(hub, tmp_path, runs["digits"], "me/digits").returncode == 0  # once more
+    card = (runs["digits"] / "README.md").read_bytes()
+    refused = push(hub, tmp_path, runs["digits"], "me/digits", HF_TOKEN="hf_" + "wrong" * 6)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1 and "the run is whole, and can be pushed again" in refused.stderr
+    assert (runs["digits"] / "README.md").read_bytes() == card
+
+    for text in (
+        refused.stderr,
+        refused.stdout,
+        *(content.decode("latin-1") for content in hub.files("me/digits").values()),
+    ):
+        assert TOKEN not in text and "wrongwrong" not in text
+
+
+def test_a_hub_that_is_busy_is_asked_again(runs, hub, tmp_path):
+    hub.refusals["/preupload/"] = [503]
+    done = push(hub, tmp_path, runs["digits"], "me/digits")
+    assert done.returncode == 0, done.stderr
+    assert sum("/preupload/" in request for request in hub.requests) >= 2
+
+
+def test_training_pushes_what_it_made(runs, hub, tmp_path):
+    argv = ["--preset", runs["preset"], "--output_dir", tmp_path / "run", "--push_to_hub", "--hub_model_id", "me/made"]
+    done = subprocess.run(command("train_ddpm", *argv), env=environment(hub, tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "model_index.json" in hub.files("me/made")
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_pushed_card_says_what_it_is_and_leaves_nothing_open(runs, hub, tmp_path):
+    assert push(hub, tmp_path, runs["shapes"], "me/shapes").returncode == 0
+    (tmp_path / "README.md").write_bytes(hub.files("me/shapes")["README.md"])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "diffusers" and "class-conditional" in card.data.tags
+    assert "More Information Needed" not in card.text
+    assert str(runs["shapes"].parent) not in card.text  # no path of this machine
+    assert "max_train_steps: 2" in card.text and "red cube" in card.text
