@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from hwdiffusion import InputError
+from hwdiffusion.places import is_here
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -170,7 +171,9 @@ def _from_iclevr(folder: Path) -> Source:
         (LISTING_FILE, OBJECTS_FILE, 'every picture its names, such as {"a.png": ["red cube"]}'),
     ):
         if not (folder / name).is_file():
-            raise InputError(f"{folder} holds {other}, as i-CLEVR, but no {name}, which gives {gives}; put it beside")
+            raise InputError(
+                f"{folder} holds {other}, as i-CLEVR does, but no {name}, which gives {gives}; put it beside"
+            )
     ids = read_json(folder / OBJECTS_FILE, {"red cube": 0})
     if not all(isinstance(value, int) for value in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
         raise InputError(f"{folder / OBJECTS_FILE} must give every name an id of its own, from 0 on")
@@ -410,6 +413,7 @@ def load_splits(args, streaming: bool = False):
 
     folder = None if args.train_data_dir is None else Path(args.train_data_dir)
     if folder is None:
+        is_here(args.dataset_name, "--dataset_name")
         path, options = args.dataset_name, {"name": args.dataset_config_name}
     elif folder.suffix == ".parquet" and folder.is_file():
         path, options = "parquet", {"data_files": str(folder)}

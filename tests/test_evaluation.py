@@ -412,14 +412,18 @@ def test_a_corrupt_picture_is_named_and_skipped_on_demand(world, base, refused):
 
 
 def test_what_can_not_be_loaded_or_chosen(world, base, run, refused):
-    assert "neither a run folder nor a pipeline" in refused(world["folder"] / "nowhere")
+    assert "nowhere can't be loaded: there is no such file or folder" in refused(world["folder"] / "nowhere")
+    assert "neither a run folder nor a pipeline" in refused("nowhere")
     (world["folder"] / "thesis").mkdir(exist_ok=True)
     (world["folder"] / "thesis" / "thesis.tex").write_text("precious")
     argv = ["evaluate", str(run), "--classifier", str(world["classifier"])]
     assert cli.main([*argv, "--output_dir", str(world["folder"] / "thesis")]) == 2
     assert "needs --reference" in refused("--images", world["folder"] / "base.npz", *SIZE)
     judge = ["--images", world["folder"] / "base.npz", "--reference", world["real"], *SIZE]
-    assert "can't be loaded" in refused(*judge, "--classifier", world["folder"] / "nowhere")
+    assert "nowhere can't be loaded: there is no such" in refused(*judge, "--classifier", world["folder"] / "nowhere")
+    assert f"--classifier {run} is a pipeline, no classifier" in refused(*judge, "--classifier", run)
+    judge[3] = world["folder"] / "reall"
+    assert f"reall can't be loaded: there is no such file or folder; did you mean {world['real']}" in refused(*judge)
     assert "--scheduler must be one of" in refused(run, "--scheduler", "pndm")
     assert "did you mean manifold" in refused(run, "--metrics", "manifolds")
     assert "num_inference_steps must be" in refused(run, "--num_inference_steps", "5000")

@@ -145,11 +145,11 @@ def test_arrays_with_vectors_of_zeros_and_ones(tmp_path):
         (lambda f: iclevr(f, sets={"a.png": [["red cube"]]}), "must give every picture a list of names"),
         (
             lambda f: (iclevr(f) / "objects.json").unlink(),
-            'holds train.json, as i-CLEVR, but no objects.json, .* such as {"red cube": 0}; put it beside',
+            'holds train.json, as i-CLEVR does, but no objects.json, .* such as {"red cube": 0}; put it beside',
         ),
         (
             lambda f: (iclevr(f) / "train.json").unlink(),
-            r'holds objects.json, as i-CLEVR, but no train.json, .* such as {"a.png": \["red cube"\]}; put it beside',
+            r'holds objects.json, as i-CLEVR does, but no train.json, .* such as {"a.png": \["red cube"\]}; put',
         ),
         (lambda f: metadata(iclevr(f)), "holds both a metadata.jsonl and i-CLEVR's objects.json or train.json; move"),
         (
