@@ -483,3 +483,10 @@ def test_a_folder_that_is_none_is_refused(tmp_path, name):
     picture(0).save(tmp_path / "picture.png")
     with pytest.raises(InputError, match=f"{name} is not a folder"):
         load_data(arguments(tmp_path / name))
+
+
+def test_a_path_given_as_a_data_set_is_not_looked_for_on_the_hub(tmp_path):
+    args = arguments()
+    args.dataset_name = str(tmp_path / "gone")
+    with pytest.raises(InputError, match="^--dataset_name .*gone can't be loaded: there is no such file or folder$"):
+        load_data(args)

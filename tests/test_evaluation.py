@@ -378,6 +378,17 @@ def test_too_few_pictures_for_the_features(world, base, refused):
     np.savez(few, images=world["other"][0][:30], labels=world["other"][1][:30])
     judge = ["--reference", world["real"], "--classifier", world["classifier"], *SIZE]
     assert "needs at least 33 pictures to judge, but there are 30" in refused("--images", few, *judge)
+    said = refused("--images", few, *judge, "--metrics", "manifold", "labels")
+    assert "density and coverage need at least 50 pictures to judge, but there are 30; give more, or leave" in said
+
+
+def test_figures_that_need_more_pictures_are_left_out_with_a_word(world, capsys):
+    report = report_of(world, *(part[:49] for part in world["other"]), name="forty-nine")
+    assert "manifold" not in report and "distances" in report and "manifold" not in report["floor"]
+    word = "precision, recall, density and coverage, which need 50 pictures a side"
+    assert report["left_out"] == word and f"Left out: {word}." in capsys.readouterr().out
+    report = report_of(world, *(part[:50] for part in world["other"]), name="fifty")
+    assert report["manifold"]["n"] == 50 and "left_out" not in report
 
 
 def test_label_metrics_without_labels(world, base, refused):
