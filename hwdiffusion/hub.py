@@ -138,7 +138,7 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
     kind, example, row = "An unconditional diffusion model", None, "label"
     if names:
         kind, example = f"A class-conditional diffusion model of {len(names)} classes", names[min(3, len(names) - 1)]
-    if most > 1:  # two labels that differ much, where names come sorted
+    if most > 1:  # neighbours among the names are often alike
         kind, example, row = f"{kind}, in sets of at most {most}", [names[0], names[-1]], "set of labels"
     on_hub = args.dataset_name is not None and "/" in args.dataset_name
     metadata = ModelCardData(
