@@ -232,7 +232,7 @@ def test_the_fewest_pictures_show_that_half_of_the_modes_are_lost_and_few_do_not
             values.append(manifold_scores(real, ours)["recall"])
         return sum(values) / runs
 
-    assert recall(NEIGHBOURS + 3, lost=5) > 0.9 and recall(300, lost=5) < 0.6
+    assert recall(NEIGHBOURS + 3, lost=5) > 0.8 and recall(300, lost=5) < 0.6
     assert recall(MANIFOLD_PICTURES, lost=5) < 0.65 and recall(MANIFOLD_PICTURES, lost=0) > 0.9
 
 
