@@ -26,7 +26,7 @@ from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.config import parse
 from hwdiffusion.evaluation import evaluate
 from hwdiffusion.extractors import load_extractor
-from hwdiffusion.sources import read_json
+from hwdiffusion.label_sets import read_listed_sets
 from hwdiffusion.train_scripts import train_classifier, train_ldm, train_vqgan
 
 
@@ -64,7 +64,7 @@ def main():
     args = parser.parse_args()
 
     load_extractor("classifier", args.classifier)  # what is wrong is said before anything is trained
-    read_json(Path(args.label_sets), list)
+    read_listed_sets(args.label_sets)
     args.output.mkdir(parents=True, exist_ok=True)
     vqvae = args.vqvae
     if vqvae is None:

@@ -398,7 +398,7 @@ class DrawingArguments:
     output: Optional[str] = field(default=None, metadata={"help": "The picture's file. Default: COMMAND.png."})
     labels: Optional[list[str]] = field(
         default=None,
-        metadata={"help": "Names or ids; of a model of sets, each is some of them with commas. Default: all in turn."},
+        metadata={"help": "Names or ids; of a model of sets some with commas; '' is no label. Default: all in turn."},
     )
     seed: int = field(default=0, metadata={"help": "The pictures are drawn by this seed and those after it."})
     guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})

@@ -12,7 +12,7 @@ from hwdiffusion import figures
 from hwdiffusion.data import ImageDataset
 from hwdiffusion.extractors import as_channels
 from hwdiffusion.metrics import (
-    NEIGHBOURS,
+    MANIFOLD_PICTURES,
     FeatureStatistics,
     attribute_confusions,
     frechet_distance,
@@ -139,12 +139,14 @@ def measure(
         report["labels"] = named_label_scores(ours, class_names)
         if held_out.labels is not None:
             report["floor"]["labels"] = named_label_scores(held_out, class_names)
-    enough = {"distances": ours.features.shape[1], "manifold": NEIGHBOURS}
+    least = {"distances": ours.features.shape[1] + 1, "manifold": MANIFOLD_PICTURES}
     for name, function in (("distances", distances), ("manifold", manifold)):
-        if name in wanted:
+        if name in wanted and min(len(ours), len(held_out)) >= least[name]:
             report[name] = function(held_out, ours)
-            if min(len(real), len(against)) > enough[name]:  # else there is no floor to tell
+            if min(len(real), len(against)) >= least[name]:  # else there is no floor to tell
                 report["floor"][name] = function(against, real)
+    if "manifold" in wanted and "manifold" not in report:
+        report["left_out"] = f"precision, recall, density and coverage, which need {MANIFOLD_PICTURES} pictures a side"
     if "memorisation" in wanted and training is not None:
         report["memorisation"] = {
             space: memorisation(*(getattr(side, space) for side in (ours, held_out, training)))

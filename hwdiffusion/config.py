@@ -44,6 +44,7 @@ from hwdiffusion.arguments import (
 )
 from hwdiffusion.checkpoints import write_file
 from hwdiffusion.failures import exit_code
+from hwdiffusion.places import is_here
 
 
 MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler", "classifier")
@@ -222,8 +223,10 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     if {"vae", "vqvae"} <= given:
         raise InputError("--vae is another name of --vqvae; give one of them")
     of_first_stage = [f"--{section}.{key}" for section, key in overrides if section in ("vqvae", "train_vqgan")]
-    if script == "train_ldm" and given & {"vae", "vqvae"} and of_first_stage:
-        raise InputError(f"{of_first_stage[0]} is for the first stage, whose place --vqvae takes; give one of them")
+    if script == "train_ldm" and (typed := given & {"vae", "vqvae"}) and of_first_stage:
+        raise InputError(
+            f"{of_first_stage[0]} is for the first stage, whose place --{typed.pop()} takes; give one of them"
+        )
     displaced = set()
     if given & {"train_data_dir", "dataset_name"}:
         # the user's own data takes the place of the preset's, columns and all
@@ -398,7 +401,7 @@ def _chosen_preset(script: str, flags: list[str]) -> str | None:
 def run_config(run: str) -> Path | None:
     """The config.yaml of a run folder or repository, or of the run whose checkpoint, or best pipeline, it is."""
     folder = Path(run)
-    if folder.is_dir():
+    if is_here(run, "the run"):
         places = (folder / "config.yaml", folder.resolve().parent / "config.yaml")
         return next((path for path in places if path.is_file()), None)
     from huggingface_hub import hf_hub_download
@@ -496,7 +499,7 @@ def _validate(args: TrainingArguments):
             require(getattr(args, key) >= 0, key, "at least 0")
         require(args.random_scale < 1, "random_scale", "less than 1")
         if args.vqvae is not None and not args.noise_aware:
-            raise InputError("--vqvae is for --noise_aware classifiers, which guide; a clean one sees pictures")
+            raise InputError("an autoencoder is for --noise_aware classifiers, which guide; a clean one sees pictures")
     if isinstance(args, LatentDiffusionArguments) and args.latent_scaling == "config" and args.vqvae is None:
         raise InputError("--latent_scaling config is for an autoencoder that is given by --vqvae")
     if isinstance(args, VQGANArguments):

@@ -202,7 +202,7 @@ def load_data(args) -> Data:
     validation = ImageDataset(validation_source, decode, validation_indices)
     keep = _fits_memory(args, len(train) + len(validation))
     skipped = sum(dataset.read_all(keep, args.skip_bad_images) for dataset in (train, validation))
-    check_classes(train, args)
+    check_classes(train, validation, args)
     return Data(train, validation, skipped)
 
 
@@ -211,13 +211,26 @@ def _fits_memory(args, count: int) -> bool:
     return count * height * width * image_channels(args) <= args.image_memory_gb * 2**30
 
 
-def check_classes(train: ImageDataset, args):
+def check_classes(train: ImageDataset, validation: ImageDataset, args):
     if args.class_balance > 0 and not train.class_names:
         raise InputError(f"--class_balance evens out classes, but {describe(args)} has none; give it 0")
-    counts = np.bincount(train.labels[train.labels >= 0].numpy().reshape(-1), minlength=len(train.class_names))
-    empty = [name for name, count in zip(train.class_names, counts) if count == 0]
+    empty = [name for name, count in pictures_of_classes(train).items() if count == 0]
     if empty and args.max_train_samples is None:
-        raise InputError(f"class {empty[0]!r} of {describe(args)} has no pictures to train on; remove it or fill it")
+        held_out = pictures_of_classes(validation).get(empty[0], 0)
+        why, remedy = "has no pictures to train on", "remove it or fill it"
+        if held_out and validation.source is train.source:
+            why += f", but {held_out} held out for validation"
+            remedy = "add more, or give another --validation_fraction or --seed"
+        elif held_out:
+            why += f", but {held_out} in the validation split"
+            remedy = "move some to the training split, or remove it"
+        raise InputError(f"class {empty[0]!r} of {describe(args)} {why}; {remedy}")
+
+
+def pictures_of_classes(dataset: ImageDataset) -> dict[str, int]:
+    """How many pictures have each label."""
+    counts = np.bincount(dataset.labels[dataset.labels >= 0].numpy().reshape(-1), minlength=len(dataset.class_names))
+    return dict(zip(dataset.class_names, counts.tolist()))
 
 
 def image_size(args) -> tuple[int, int]:

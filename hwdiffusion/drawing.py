@@ -186,12 +186,17 @@ def _labels(args: DrawingArguments, pipe) -> tuple[list, list[str]]:
     words = args.labels if args.labels is not None else list(known.values())
     labels: list = [_set_of_labels(word, known, pipe.config.max_labels) for word in words]
     _drawn(pipe.encode_labels, labels)
-    return labels, list(words)
+    return labels, [word if word.strip() else "no label" for word in words]
 
 
 def _set_of_labels(word: str, known: dict[int, str], max_labels: int):
+    """A label, or a set of them with commas; of an empty word the null label, which is the empty set."""
+    if not word.strip() and word not in known.values():
+        return None
     parts = word.split(",") if max_labels > 1 and word not in known.values() else [word]
     labels = [part.strip() for part in parts]
+    if "" in labels and word not in known.values():
+        raise InputError(f"the labels {word!r} lack a name beside a comma; the empty set is ''")
     labels = [int(part) if part not in known.values() and part.isdecimal() else part for part in labels]
     return labels if max_labels > 1 else labels[0]
 

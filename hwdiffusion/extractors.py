@@ -11,6 +11,7 @@ import torch
 
 from hwdiffusion import InputError
 from hwdiffusion.pipelines import scaled
+from hwdiffusion.places import is_here
 
 
 def load_extractor(name: str, source: str | None, device: torch.device | str = "cpu", flag: str = "--classifier"):
@@ -56,6 +57,8 @@ class ClassifierExtractor:
 
         if Path(source).is_file():
             raise InputError(f"{flag} {source} is a file; name a folder of train_classifier.py")
+        if is_here(source, flag) and (Path(source) / "model_index.json").is_file():
+            raise InputError(f"{flag} {source} is a pipeline, no classifier; name a folder of train_classifier.py")
         try:
             self.model = ResNetForImageClassification.from_pretrained(source).to(device).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
@@ -148,6 +151,7 @@ class DINOv2Extractor:
         from transformers import Dinov2Model
 
         self.source, self.device = source or "facebook/dinov2-small", device
+        is_here(self.source, "DINOv2")
         try:
             self.model = Dinov2Model.from_pretrained(self.source).to(device).eval().requires_grad_(False)
         except (OSError, ValueError) as error:

@@ -50,7 +50,7 @@ pipe = ClassConditionalPipeline.from_pretrained("{repository}")
 
 {data}.
 
-{steps} steps of {batch} pictures a process; the weights are {weights}. The picture above has one row a label, drawn
+{steps} steps of {batch} pictures a process; the weights are {weights}. The picture above has one row a {row}, drawn
 with the pipeline's defaults: {scheduler}, {inference_steps} steps, guidance {guidance}.
 
 The whole configuration:
@@ -135,9 +135,12 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
     args, output_dir = config.args, Path(config.args.output_dir)
     names = list(pipeline.id2label.values())
     space = "pixels" if pipeline.vqvae is None else f"the latent space of its {type(pipeline.vqvae).__name__}"
-    kind = (
-        f"A class-conditional diffusion model of {len(names)} classes" if names else "An unconditional diffusion model"
-    )
+    most = pipeline.config.max_labels
+    kind, example, row = "An unconditional diffusion model", None, "label"
+    if names:
+        kind, example = f"A class-conditional diffusion model of {len(names)} classes", names[min(3, len(names) - 1)]
+    if most > 1:  # neighbours among the names are often alike
+        kind, example, row = f"{kind}, in sets of at most {most}", [names[0], names[-1]], "set of labels"
     on_hub = args.dataset_name is not None and "/" in args.dataset_name
     metadata = ModelCardData(
         library_name="diffusers",
@@ -152,7 +155,8 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         origin=_origin(args),
         version=__version__,
         repository=output_dir.resolve().name,
-        call=f"labels=[{names[min(3, len(names) - 1)]!r}]" if names else "",
+        call=f"labels=[{example!r}]" if names else "",
+        row=row,
         data=data_summary,
         steps=steps,
         batch=args.train_batch_size * args.gradient_accumulation_steps,

@@ -14,7 +14,7 @@ from hwdiffusion.config import Config, parse
 from hwdiffusion.data import Data
 from hwdiffusion.extractors import load_extractor
 from hwdiffusion.label_sets import labels_in_turn, sets_to_draw
-from hwdiffusion.metrics import NEIGHBOURS
+from hwdiffusion.metrics import MANIFOLD_PICTURES
 from hwdiffusion.pipelines import ClassConditionalPipeline, num_label_classes
 from hwdiffusion.reference import RealSide, load_real_side
 from hwdiffusion.run_folder import current_processes
@@ -237,8 +237,11 @@ def check_extractor(
                 f"a Fréchet distance of {dimension} features needs at least {dimension + 1} {side}, but there are "
                 f"{number}; give more, or leave the metric distances out"
             )
-        if "manifold" in wanted and number <= NEIGHBOURS:
-            raise InputError(f"precision and recall need at least {NEIGHBOURS + 1} {side}, but there are {number}")
+        if "manifold" in (args.metrics or []) and number < MANIFOLD_PICTURES:  # else it is left out of the report
+            raise InputError(
+                f"precision, recall, density and coverage need at least {MANIFOLD_PICTURES} {side}, but there are "
+                f"{number}; give more, or leave the metric manifold out"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -50,13 +50,18 @@ def number_of_samples(args, sets: torch.Tensor | None) -> int:
     return args.num_samples if args.label_sets is None else args.num_seeds * len(sets)
 
 
+def read_listed_sets(path: str) -> list:
+    """What such a file holds, as yet of any names."""
+    return read_json(Path(path), [["red cube", "cyan sphere"], ["gray cube"]], called=f"--label_sets {path}")
+
+
 def read_label_sets(path: str, pipe) -> torch.Tensor:
     """The sets `(S, T)` of a JSON file that lists them, each a list of names or one name, as i-CLEVR's `test.json`.
 
     Raises:
         InputError: it can't be read, or a set is none, is empty, or holds what the model doesn't know.
     """
-    entries = read_json(Path(path), list)
+    entries = read_listed_sets(path)
     if not pipe.id2label:
         raise InputError(f"--label_sets {path} needs a pipeline with labels, which this one isn't")
     if not entries:

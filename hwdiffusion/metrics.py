@@ -12,6 +12,9 @@ import torch
 
 MOST_DISTANCES = 2**24  # at once: 128 MiB in float64
 NEIGHBOURS = 5  # as Naeem et al. 2020 recommend
+# Of fewer pictures a ball to the 5th neighbour holds more than a tenth, and lost modes go unseen: with five
+# of ten lost in 16 dimensions, recall is 0.99 of 8 pictures, 0.92 of 11, 0.49 of 50 and 0.45 of 300.
+MANIFOLD_PICTURES = 10 * NEIGHBOURS
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,7 +213,14 @@ def manifold_scores(real: torch.Tensor, generated: torch.Tensor, k: int = NEIGHB
 
     Args:
         real, generated: features `(N, D)` and `(M, D)`; N = M makes figures comparable.
+
+    Raises:
+        ValueError: N or M is not over k.
     """
+    if min(len(real), len(generated)) <= k:
+        raise ValueError(
+            f"a {k}-th neighbour needs more than {k} of either side, not {len(real)} and {len(generated)}"
+        )
     real_radii, generated_radii = _neighbour_radii(real, k), _neighbour_radii(generated, k)
     precise = dense = 0
     recalled = torch.zeros(len(real), dtype=torch.bool)

@@ -36,6 +36,7 @@ from hwdiffusion.pipelines import (
     spatial_factor,
     unet_conditioning,
 )
+from hwdiffusion.places import is_here
 from hwdiffusion.schedulers import AnnealedLangevinScheduler
 
 
@@ -199,6 +200,7 @@ def sampling_scheduler(noise_scheduler: NoiseScheduler) -> SchedulerMixin:
 
 def load_pipeline(run: str, device: torch.device) -> ClassConditionalPipeline:
     """The pipeline of a run folder or of the Hub, on the device; it raises InputError where there is none of ours."""
+    is_here(run, "the run")
     try:
         pipe = ClassConditionalPipeline.from_pretrained(run)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -218,26 +220,26 @@ def load_autoencoder(path: str, channels: int, size: tuple[int, int]) -> Autoenc
     """
     folder = Path(path)
     places = (None, "vqvae", "vae")
-    if folder.is_dir():
+    if is_here(path, "the autoencoder"):
         places = [place for place in places if (folder / (place or "") / "config.json").is_file()]
         if not places:
             raise InputError(
-                f"--vqvae {path} holds no autoencoder: none of config.json, vqvae/config.json and vae/config.json is "
-                "in it"
+                f"{path} holds no autoencoder: none of config.json, vqvae/config.json and vae/config.json is in it"
             )
     try:
         subfolder, config = _first_config(path, places)
         name = config.get("_class_name") or config.get("model_type")
         if name not in AUTOENCODERS:
-            raise InputError(f"--vqvae {path} holds a {name}, not one of {', '.join(AUTOENCODERS)}")
+            raise InputError(f"{path} holds a {name}, not one of {', '.join(AUTOENCODERS)}")
         vqvae = AUTOENCODERS[name].from_pretrained(path, subfolder=subfolder)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--vqvae {path} can't be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"the autoencoder {path} can't be loaded: {' '.join(str(error).split())[:200]}") from error
     if vqvae.config.in_channels != channels:
         raise InputError(
-            f"--vqvae {path} takes pictures of {vqvae.config.in_channels} channels, but --image_mode gives {channels}"
+            f"the autoencoder {path} takes pictures of {vqvae.config.in_channels} channels, but --image_mode gives "
+            f"{channels}"
         )
     check_factor(spatial_factor(vqvae.config), size)
     return vqvae

@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from hwdiffusion import InputError
+from hwdiffusion.places import is_here
 
 
 PerceptualLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -26,6 +27,7 @@ def build_perceptual_loss(name: str | None, shape: tuple[int, int, int]) -> Perc
     """
     if name is None:
         return laplacian_pyramid_loss
+    is_here(name, "--perceptual_model")
     try:
         loss = _load(name)
     except Exception as error:  # whatever a library or the user's module trips over

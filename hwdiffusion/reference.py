@@ -12,6 +12,7 @@ from hwdiffusion import InputError
 from hwdiffusion.arguments import SCRIPTS, DataArguments, EvaluationArguments
 from hwdiffusion.config import run_config
 from hwdiffusion.data import ImageDataset, has_splits, load_data, load_images
+from hwdiffusion.places import is_here
 
 
 @dataclass
@@ -54,7 +55,7 @@ def data_arguments(source: str | None, size, mode: str, **settings) -> SimpleNam
     values = {item.name: getattr(DataArguments(), item.name) for item in fields(DataArguments)}
     values |= {"seed": 0, **settings}
     if source is not None:
-        is_file = Path(source).exists() or source.endswith((".npz", ".parquet"))
+        is_file = is_here(source, "the pictures") or source.endswith((".npz", ".parquet"))
         values |= {"train_data_dir": source if is_file else None, "dataset_name": None if is_file else source}
     values |= {"resolution": list(size), "image_mode": mode}
     return SimpleNamespace(**values)

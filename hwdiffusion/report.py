@@ -71,6 +71,8 @@ def as_table(report: dict, markdown: bool = False) -> str:
         f"labels and nearest pictures of the {reference['n']}"
         + (f", else {floor['n']} others ({floor['of']})." if floor["of"] != "held-out" else ".")
     )
+    if "left_out" in report:
+        about += f" Left out: {report['left_out']}."
     if markdown:
         lines = [f"| {name} | {ours} | {real} |" for name, ours, real in rows]
         return "\n".join([about, "", "| | these | real |", "|---|---|---|", *lines])

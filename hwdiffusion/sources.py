@@ -18,12 +18,14 @@ import numpy as np
 from PIL import Image
 
 from hwdiffusion import InputError
+from hwdiffusion.places import is_here
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
 NULL_LABEL = -1
-METADATA_FILE, OBJECTS_FILE = "metadata.jsonl", "objects.json"  # as `datasets` and i-CLEVR have them
+METADATA_FILE = "metadata.jsonl"  # as `datasets` has it
+OBJECTS_FILE, LISTING_FILE = "objects.json", "train.json"  # as i-CLEVR has them
 
 
 @dataclass
@@ -56,7 +58,7 @@ def _read_sources(args) -> dict[str, Source]:
         folder = Path(args.train_data_dir)
         if folder.suffix == ".npz":
             return from_arrays(args, folder)
-        if any((folder / name).is_file() for name in (OBJECTS_FILE, METADATA_FILE, f"train/{METADATA_FILE}")):
+        if _is_iclevr(folder) or _has_metadata(folder):
             return from_lists(args, folder)
         if not folder.is_dir() and not (folder.suffix == ".parquet" and folder.is_file()):
             raise InputError(f"--train_data_dir {folder} is not a folder")
@@ -129,20 +131,16 @@ def from_lists(args, folder: Path) -> dict[str, Source]:
 
     As i-CLEVR is distributed: `objects.json`, every name's id, and `train.json`, every picture's names, beside the
     pictures or a sub-folder with them. Or as `datasets` has it: `metadata.jsonl`, a line a picture with its
-    `file_name` and a column of names (a list, or one name), in the folder or in its sub-folders train, validation or
-    test.
+    `file_name` and a column of names (in every line a list, or in every line one name), in the folder or in its
+    sub-folders train, validation or test.
     """
-    if (folder / OBJECTS_FILE).is_file():
-        ids = read_json(folder / OBJECTS_FILE, dict)
-        if sorted(ids.values()) != list(range(len(ids))):
-            raise InputError(f"{folder / OBJECTS_FILE} must give every name an id of its own, from 0 on")
-        class_names = sorted(ids, key=ids.get)
-        entries = read_json(folder / "train.json", dict)
-        if not entries or not all(isinstance(names, list) for names in entries.values()):
-            raise InputError(f"{folder / 'train.json'} must give every picture a list of names")
-        inside = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
-        where = next((path for path in inside if (path / next(iter(entries))).is_file()), folder)
-        return {"train": _listed(folder / "train.json", where, entries, class_names)}
+    if not _has_metadata(folder):
+        return {"train": _from_iclevr(folder)}
+    if _is_iclevr(folder):
+        raise InputError(
+            f"{folder} holds both a {METADATA_FILE} and i-CLEVR's {OBJECTS_FILE} or {LISTING_FILE}; move away what "
+            "the pictures are not to be labelled by"
+        )
     places = {path.name: path for path in sorted(folder.iterdir()) if path.name in ("train", *VALIDATION_SPLITS)}
     places = {name: path for name, path in places.items() if (path / METADATA_FILE).is_file()} or {"train": folder}
     lists = {name: _read_metadata(args, place / METADATA_FILE) for name, place in places.items()}
@@ -153,20 +151,63 @@ def from_lists(args, folder: Path) -> dict[str, Source]:
     }
 
 
-def read_json(path: Path, kind: type):
+def _has_metadata(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (METADATA_FILE, f"train/{METADATA_FILE}"))
+
+
+def _is_iclevr(folder: Path) -> bool:
+    """Whether one of its two files is there; many a train.json holds something else than lists of names."""
+    try:
+        entries = json.loads((folder / LISTING_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        entries = None
+    listed = isinstance(entries, dict) and bool(entries) and all(map(_is_list_of_names, entries.values()))
+    return listed or (folder / OBJECTS_FILE).is_file()
+
+
+def _from_iclevr(folder: Path) -> Source:
+    for name, other, gives in (
+        (OBJECTS_FILE, LISTING_FILE, 'every name its id, such as {"red cube": 0}'),
+        (LISTING_FILE, OBJECTS_FILE, 'every picture its names, such as {"a.png": ["red cube"]}'),
+    ):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} holds {other}, as i-CLEVR does, but no {name}, which gives {gives}; put it beside"
+            )
+    ids = read_json(folder / OBJECTS_FILE, {"red cube": 0})
+    if not all(isinstance(value, int) for value in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
+        raise InputError(f"{folder / OBJECTS_FILE} must give every name an id of its own, from 0 on")
+    entries = read_json(folder / LISTING_FILE, {"a.png": ["red cube"]})
+    if not entries or not all(map(_is_list_of_names, entries.values())):
+        raise InputError(f"{folder / LISTING_FILE} must give every picture a list of names")
+    inside = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
+    where = next((path for path in inside if (path / next(iter(entries))).is_file()), folder)
+    return _listed(folder / LISTING_FILE, where, entries, sorted(ids, key=ids.get))
+
+
+def read_json(path: Path, example: dict | list, called: str | None = None):
+    """What a JSON file holds, an object or a list as the example is one; `called` is what to call the file."""
+    called, kinds = called or str(path), {dict: "an object", list: "a list"}
+    if not path.is_file():
+        raise InputError(f"{called} {'is a folder' if path.is_dir() else 'is not there'}; name a JSON file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read as JSON: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(content, kind):
-        raise InputError(f"{path} must hold a {kind.__name__}, not a {type(content).__name__}")
+        raise InputError(f"{called} can't be read as JSON: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, type(example)):
+        held = kinds.get(type(content), json.dumps(content)[:80])
+        raise InputError(f"{called} must hold {kinds[type(example)]} such as {json.dumps(example)}, not {held}")
     return content
 
 
 def _read_metadata(args, path: Path) -> dict[str, list[str]]:
     """Every picture's names, from lines with a `file_name` and a column of names."""
-    entries, column = {}, args.label_column
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    entries, column, first = {}, args.label_column, None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read as UTF-8: {error}") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -181,6 +222,13 @@ def _read_metadata(args, path: Path) -> dict[str, list[str]]:
         if names is None:
             wanted = "column of names" if column is None else f"names in {column!r}"
             raise InputError(f"line {number} of {path} has no {wanted}; its columns are {few(list(row))}")
+        first = first or (number, isinstance(row[column], list))
+        if isinstance(row[column], list) != first[1]:  # is the string one name, or several in one?
+            before, here = ("a list", "one name") if first[1] else ("one name", "a list")
+            raise InputError(
+                f"line {number} of {path} gives {column!r} {here}, {json.dumps(row[column])[:80]}, but line "
+                f"{first[0]} {before}; give every picture a list, or every picture one name"
+            )
         if row["file_name"] in entries:
             raise InputError(f"line {number} of {path} names {row['file_name']} again")
         entries[row["file_name"]] = names
@@ -191,12 +239,18 @@ def _read_metadata(args, path: Path) -> dict[str, list[str]]:
 
 def _names_in(value) -> list[str] | None:
     names = [value] if isinstance(value, str) else value
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    return names if _is_list_of_names(names) else None
+
+
+def _is_list_of_names(value) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _listed(listing: Path, folder: Path, entries: dict[str, list[str]], class_names: list[str]) -> Source:
     ids = {name: index for index, name in enumerate(class_names)}
     for picture, names in entries.items():
+        if Path(picture).is_absolute() or ".." in Path(picture).parts:
+            raise InputError(f"{listing} names {picture}; it must be a path inside of {folder}, without '..'")
         for name in names:
             if name not in ids:
                 nearest = difflib.get_close_matches(str(name), class_names, n=1)
@@ -359,6 +413,7 @@ def load_splits(args, streaming: bool = False):
 
     folder = None if args.train_data_dir is None else Path(args.train_data_dir)
     if folder is None:
+        is_here(args.dataset_name, "--dataset_name")
         path, options = args.dataset_name, {"name": args.dataset_config_name}
     elif folder.suffix == ".parquet" and folder.is_file():
         path, options = "parquet", {"data_files": str(folder)}

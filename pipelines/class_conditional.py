@@ -158,13 +158,12 @@ def label_ids(labels: Any, id2label: dict[int, str], max_labels: int = 1) -> tor
 
     Raises:
         ValueError: an id outside [0, K), an unknown name (the nearest known one is named), too many labels in a set,
-            or one of them twice.
-        TypeError: an entry that is none of the above.
+            one of them twice, or an entry that is none of the above.
     """
     if isinstance(labels, (torch.Tensor, np.ndarray)):
         array = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
         if not np.issubdtype(array.dtype, np.integer) or array.ndim not in (0, 1, 2):
-            raise TypeError(
+            raise ValueError(
                 f"labels given as a tensor must be integer ids of shape (B,) or (B, T), or floating-point vectors of "
                 f"shape (B, K) or (B, T, K), not {array.dtype} of shape {tuple(array.shape)}"
             )
@@ -174,7 +173,7 @@ def label_ids(labels: Any, id2label: dict[int, str], max_labels: int = 1) -> tor
         if labels is None or isinstance(labels, (str, numbers.Integral)):
             labels = [labels]
         if not isinstance(labels, Sequence):
-            raise TypeError(f"labels must be an id, a name, or a sequence of them, not {type(labels).__name__}")
+            raise ValueError(f"labels must be an id, a name, or a sequence of them, not {labels!r:.80}")
         sets = [_as_set(entry) for entry in labels]
 
     name2id = {name: index for index, name in id2label.items()}
@@ -183,6 +182,11 @@ def label_ids(labels: Any, id2label: dict[int, str], max_labels: int = 1) -> tor
         if len(entry) > max_labels:
             raise ValueError(f"labels[{row}] holds {len(entry)} labels, but this model takes at most {max_labels}")
         for slot, label in enumerate(entry):
+            if not isinstance(label, (str, numbers.Integral)) or isinstance(label, bool):
+                raise ValueError(
+                    f"labels[{row}] holds {label!r:.80} where an id or a name is wanted; a set of labels is a list of "
+                    "these"
+                )
             ids[row, slot] = _label_id(label, name2id, len(id2label))
             if ids[row, slot] in ids[row, :slot]:
                 raise ValueError(f"labels[{row}] holds {label!r} twice; a set has each label once")
@@ -190,15 +194,11 @@ def label_ids(labels: Any, id2label: dict[int, str], max_labels: int = 1) -> tor
 
 
 def _as_set(entry: Any) -> list:
+    if isinstance(entry, (torch.Tensor, np.ndarray)):
+        entry = entry.tolist()
     if entry is None:
         return []
-    if isinstance(entry, (str, numbers.Integral)):
-        return [entry]
-    if isinstance(entry, torch.Tensor):
-        return entry.reshape(-1).tolist()
-    if isinstance(entry, (Sequence, np.ndarray)):
-        return list(entry)
-    raise TypeError(f"a label must be an id, a name, None, or a sequence of ids and names, not {entry!r}")
+    return list(entry) if isinstance(entry, Sequence) and not isinstance(entry, str) else [entry]
 
 
 def _label_id(label: int | str, name2id: dict[str, int], num_classes: int) -> int:
@@ -208,11 +208,9 @@ def _label_id(label: int | str, name2id: dict[str, int], num_classes: int) -> in
         nearest = difflib.get_close_matches(label, name2id, n=1, cutoff=0.0)
         hint = f"the nearest known one is {nearest[0]!r}" if nearest else "this model knows no label names"
         raise ValueError(f"unknown label {label!r}; {hint}")
-    if isinstance(label, numbers.Integral) and not isinstance(label, bool):
-        if 0 <= label < num_classes:
-            return int(label)
-        raise ValueError(f"label {label} is out of range; this model knows the ids 0 to {num_classes - 1}")
-    raise TypeError(f"a label must be an id or a name, not {label!r}")
+    if 0 <= label < num_classes:
+        return int(label)
+    raise ValueError(f"label {label} is out of range; this model knows the ids 0 to {num_classes - 1}")
 
 
 def label_tokens(ids: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -814,12 +812,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         Besides what [`label_ids`] takes, a floating-point tensor of shape `(B, K)` (multi-hot or soft labels) or
         `(B, T, K)` (tokens) is taken as it is.
+
+        Raises:
+            ValueError: as [`label_ids`], or such a tensor of another shape or with a number that is not finite.
         """
         if labels is None and num_label_classes(self.unet.config) == 0:
             return None
         if self.num_classes == 0:
             raise ValueError("this model is unconditional, so labels must be None; use num_images_per_prompt")
-        if isinstance(labels, np.ndarray):
+        if isinstance(labels, np.ndarray) and labels.dtype.kind == "f":
             labels = torch.from_numpy(labels)
         if isinstance(labels, torch.Tensor) and labels.is_floating_point():
             tokens = labels.unsqueeze(1) if labels.ndim == 2 else labels  # (B, T, K)
@@ -828,6 +829,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
                     f"floating-point labels must have the shape (B, {self.num_classes}) or "
                     f"(B, T, {self.num_classes}), not {tuple(labels.shape)}"
                 )
+            wrong = (~tokens.isfinite()).flatten(1).any(dim=1).nonzero()
+            if len(wrong):
+                raise ValueError(f"floating-point labels must be finite, but labels[{int(wrong[0])}] is not")
         else:
             tokens = label_tokens(label_ids(labels, self.id2label, self.config.max_labels), self.num_classes)
         if not self.config.has_null_label and (tokens == 0).all(dim=-1).all(dim=-1).any():

@@ -168,7 +168,7 @@ def test_what_can_not_be_a_classifier(tmp_path, capsys):
         assert not (tmp_path / "run").exists()
         return capsys.readouterr().err
 
-    assert "--vqvae is for --noise_aware" in said("--vqvae", "somewhere")
+    assert "an autoencoder is for --noise_aware" in said("--vae", "somewhere")
     assert "image_size in section classifier" in said("--classifier.image_size", "32")
     assert "must be square" in said("--pretext", "rotation", "--classifier.image_size", "[16, 32]")
     assert "did you mean hidden_sizes" in said("--classifier.hidden_size", "[8]")

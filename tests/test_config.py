@@ -408,7 +408,7 @@ def test_a_base_that_is_not_there_or_that_stands_on_itself_is_refused(tmp_path):
         (
             "train_ldm",
             ["--vae", "a", "--vqvae.latent_channels", "8"],
-            "--vqvae.latent_channels is for the first stage",
+            "--vqvae.latent_channels is for the first stage, whose place --vae takes; give one of them",
         ),
         ("train_ldm", ["--vqvae", "a", "--train_vqgan.l1_weight", "1"], "--train_vqgan.l1_weight is for the first st"),
         ("train_ldm", ["--train_vqgan.rotation_trik", "1"], "^unknown flag --train_vqgan.rotation_trik .did you mean"),

@@ -318,6 +318,29 @@ def test_a_stand_in_for_a_lazily_read_bad_picture_has_its_own_label(tmp_path):
     assert torch.equal(images.amax(dim=(1, 2, 3)) > 0, labels[:, 0] == 1)
 
 
+def test_a_class_that_only_held_out_pictures_have_is_told_from_one_without_pictures(tmp_path):
+    path, images = tmp_path / "some.npz", np.zeros((20, 8, 8), dtype=np.uint8)
+    np.savez(path, images=images, labels=[0] * 19 + [1], class_names=["cat", "dog"])
+    said = set()
+    for seed in range(40):  # of 20 pictures 2 are held out
+        try:
+            load_data(arguments(path, seed=seed))
+        except InputError as error:
+            said.add(str(error))
+    assert said == {
+        f"class 'dog' of {path} has no pictures to train on, but 1 held out for validation; add more, or give another "
+        "--validation_fraction or --seed"
+    }
+    np.savez(path, images=images, labels=[0] * 20, class_names=["cat", "dog"])
+    with pytest.raises(InputError, match="class 'dog' .* has no pictures to train on; remove it or fill it"):
+        load_data(arguments(path))
+    kind = datasets.ClassLabel(names=["cat", "dog"])
+    write_parquet(tmp_path / "data", [0, 0], kind)
+    write_parquet(tmp_path / "data", [0, 1, 1], kind, split="validation")
+    with pytest.raises(InputError, match="class 'dog' .* no pictures to train on, but 2 in the validation split; mo"):
+        load_data(arguments(tmp_path / "data"))
+
+
 def test_labels_without_names_mean_the_same_in_every_split(tmp_path):
     def write(split, labels):
         rows = {"image": [Image.new("L", (8, 8))] * len(labels), "kind": labels}
@@ -460,3 +483,10 @@ def test_a_folder_that_is_none_is_refused(tmp_path, name):
     picture(0).save(tmp_path / "picture.png")
     with pytest.raises(InputError, match=f"{name} is not a folder"):
         load_data(arguments(tmp_path / name))
+
+
+def test_a_path_given_as_a_data_set_is_not_looked_for_on_the_hub(tmp_path):
+    args = arguments()
+    args.dataset_name = str(tmp_path / "gone")
+    with pytest.raises(InputError, match="^--dataset_name .*gone can't be loaded: there is no such file or folder$"):
+        load_data(args)

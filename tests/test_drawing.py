@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import make_pipeline
+from tiny import make_pipeline, seeds
 
 from hwdiffusion.cli import main
+from hwdiffusion.pipelines import ClassConditionalPipeline
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,13 @@ def run(tmp_path_factory) -> str:
 def unconditional(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("runs") / "unconditional"
     make_pipeline("unconditional").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def of_sets(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("runs") / "of_sets"
+    make_pipeline("tokens", max_labels=2).save_pretrained(folder)
     return str(folder)
 
 
@@ -39,10 +47,6 @@ def test_a_trajectory_ends_in_the_pictures_of_a_plain_call(run, tmp_path):
     options = ["--rows", "4", "--columns", "3", "--seed", "5", "--output", str(output), "--animation", str(animation)]
     assert main(["trajectory", run, *options]) == 0
     drawn = cells(output, 4, 3)
-    from tiny import seeds
-
-    from hwdiffusion.pipelines import ClassConditionalPipeline
-
     pipe = ClassConditionalPipeline.from_pretrained(run)
     images = pipe(labels=[0, 1, 2, 0], generator=seeds(5, 6, 7, 8)).images
     for row, image in enumerate(images):
@@ -54,6 +58,19 @@ def test_a_trajectory_ends_in_the_pictures_of_a_plain_call(run, tmp_path):
     assert main(["trajectory", run, "--predicted", *options]) == 0
     predicted = cells(output, 4, 3)
     assert not np.array_equal(predicted[:, 0], drawn[:, 0])
+
+
+def test_an_empty_word_is_the_null_label(run, of_sets, tmp_path):
+    output = tmp_path / "trajectory.png"
+    for kind, words in ((run, ["", "dog"]), (of_sets, [" ", "dog, cat"])):
+        options = ["--rows", "2", "--columns", "2", "--output", str(output)]
+        assert main(["trajectory", kind, "--labels", *words, *options]) == 0
+        pipe = ClassConditionalPipeline.from_pretrained(kind)
+        images = pipe(labels=[None, words[1].split(", ") if kind == of_sets else "dog"], generator=seeds(0, 1)).images
+        scale = 64 // images[0].width
+        for row, image in enumerate(images):
+            expected = np.asarray(image.convert("RGB")).repeat(scale, axis=0).repeat(scale, axis=1)
+            assert np.array_equal(cells(output, 2, 2)[row, -1], expected)
 
 
 def test_variations_go_from_the_picture_to_another(run, tmp_path):
@@ -116,6 +133,12 @@ def test_models_without_labels_draw_too(unconditional, tmp_path):
         (["trajectory", "nowhere"], "neither a run folder nor a pipeline of the Hub"),
         (["trajectory", "RUN", "--labels", "catt"], "the nearest known one is 'cat'"),
         (["trajectory", "RUN", "--labels", "7"], "label 7 is out of range"),
+        (["trajectory", "SETS", "--labels", "cat, wid"], "unknown label 'wid'; the nearest known one is 'wild'"),
+        (
+            ["trajectory", "SETS", "--labels", "cat,"],
+            "the labels 'cat,' lack a name beside a comma; the empty set is ''",
+        ),
+        (["trajectory", "UNNULLED", "--labels", ""], "trained without label dropout, so every picture needs a label"),
         (["trajectory", "RUN", "--rows", "0"], "--rows must be in 1 to 100, not 0"),
         (["trajectory", "RUN", "--animation", "moving.mp4"], "--animation must be a .gif or .webp"),
         (["trajectory", "RUN", "--output", "small.png/picture.png"], "can't be written"),
@@ -138,13 +161,15 @@ def test_models_without_labels_draw_too(unconditional, tmp_path):
     ],
 )
 def test_wrong_commands_are_refused_and_write_nothing(
-    run, unconditional, arguments, message, tmp_path, monkeypatch, capsys
+    run, unconditional, of_sets, arguments, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     text, small = tmp_path / "text.png", tmp_path / "small.png"
     text.write_text("no picture")
     Image.new("L", (5, 5)).save(small)
-    names = {"RUN": run, "UNCONDITIONAL": unconditional, "TEXT": str(text), "SMALL": str(small)}
+    names = {"RUN": run, "UNCONDITIONAL": unconditional, "SETS": of_sets, "TEXT": str(text), "SMALL": str(small)}
+    if "UNNULLED" in arguments:
+        make_pipeline("pixel", has_null_label=False).save_pretrained(tmp_path / "UNNULLED")
     before = set(tmp_path.iterdir())
     assert main([names.get(word, word) for word in arguments]) == 2
     assert message in capsys.readouterr().err

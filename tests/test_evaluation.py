@@ -378,6 +378,17 @@ def test_too_few_pictures_for_the_features(world, base, refused):
     np.savez(few, images=world["other"][0][:30], labels=world["other"][1][:30])
     judge = ["--reference", world["real"], "--classifier", world["classifier"], *SIZE]
     assert "needs at least 33 pictures to judge, but there are 30" in refused("--images", few, *judge)
+    said = refused("--images", few, *judge, "--metrics", "manifold", "labels")
+    assert "density and coverage need at least 50 pictures to judge, but there are 30; give more, or leave" in said
+
+
+def test_figures_that_need_more_pictures_are_left_out_with_a_word(world, capsys):
+    report = report_of(world, *(part[:49] for part in world["other"]), name="forty-nine")
+    assert "manifold" not in report and "distances" in report and "manifold" not in report["floor"]
+    word = "precision, recall, density and coverage, which need 50 pictures a side"
+    assert report["left_out"] == word and f"Left out: {word}." in capsys.readouterr().out
+    report = report_of(world, *(part[:50] for part in world["other"]), name="fifty")
+    assert report["manifold"]["n"] == 50 and "left_out" not in report
 
 
 def test_label_metrics_without_labels(world, base, refused):
@@ -412,14 +423,18 @@ def test_a_corrupt_picture_is_named_and_skipped_on_demand(world, base, refused):
 
 
 def test_what_can_not_be_loaded_or_chosen(world, base, run, refused):
-    assert "neither a run folder nor a pipeline" in refused(world["folder"] / "nowhere")
+    assert "nowhere can't be loaded: there is no such file or folder" in refused(world["folder"] / "nowhere")
+    assert "neither a run folder nor a pipeline" in refused("nowhere")
     (world["folder"] / "thesis").mkdir(exist_ok=True)
     (world["folder"] / "thesis" / "thesis.tex").write_text("precious")
     argv = ["evaluate", str(run), "--classifier", str(world["classifier"])]
     assert cli.main([*argv, "--output_dir", str(world["folder"] / "thesis")]) == 2
     assert "needs --reference" in refused("--images", world["folder"] / "base.npz", *SIZE)
     judge = ["--images", world["folder"] / "base.npz", "--reference", world["real"], *SIZE]
-    assert "can't be loaded" in refused(*judge, "--classifier", world["folder"] / "nowhere")
+    assert "nowhere can't be loaded: there is no such" in refused(*judge, "--classifier", world["folder"] / "nowhere")
+    assert f"--classifier {run} is a pipeline, no classifier" in refused(*judge, "--classifier", run)
+    judge[3] = world["folder"] / "reall"
+    assert f"reall can't be loaded: there is no such file or folder; did you mean {world['real']}" in refused(*judge)
     assert "--scheduler must be one of" in refused(run, "--scheduler", "pndm")
     assert "did you mean manifold" in refused(run, "--metrics", "manifolds")
     assert "num_inference_steps must be" in refused(run, "--num_inference_steps", "5000")

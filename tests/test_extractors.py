@@ -47,8 +47,14 @@ def test_dinov2_is_fed_as_its_own_processor_feeds_it(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(features, model(inputs).last_hidden_state[:, 0], rtol=1e-4, atol=1e-4)
     assert extractor(noise(2, 3, 30, 20))[0].shape == (2, 16)
-    with pytest.raises(InputError, match="can't be loaded"):
+    with pytest.raises(InputError, match="DINOv2 .*nowhere can't be loaded: there is no such file or folder"):
         load_extractor("dinov2", str(tmp_path / "nowhere"))
+
+
+def test_a_pipeline_is_no_classifier(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(InputError, match="--evaluation_classifier .* is a pipeline, no classifier; name a folder of"):
+        load_extractor("classifier", str(tmp_path), flag="--evaluation_classifier")
 
 
 def test_without_the_extra_inception_says_how_to_get_it(monkeypatch):

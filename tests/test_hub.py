@@ -1,14 +1,19 @@
 """Runs on their way to the Hub and back, by the real client, over a loopback server that speaks its interface."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from hub_server import LoopbackHub
 from huggingface_hub import ModelCard
+from PIL import Image
 from running import TINY_PRESET, command, write_preset
+from tiny import make_pipeline
 
+from hwdiffusion.config import parse
+from hwdiffusion.hub import write_model_card
 from hwdiffusion.train_scripts import train_ddpm
 
 
@@ -124,3 +129,21 @@ def test_a_pushed_card_says_what_it_is_and_leaves_nothing_open(runs, hub, tmp_pa
     assert "More Information Needed" not in card.text
     assert str(runs["shapes"].parent) not in card.text  # no path of this machine
     assert "max_train_steps: 2" in card.text and "red cube" in card.text
+
+
+@pytest.mark.parametrize(
+    "kind, options, example, row",
+    [
+        ("pixel", {}, "labels=['wild']", "one row a label,"),
+        ("tokens", {"max_labels": 2}, "labels=[['cat', 'wild']]", "one row a set of labels,"),
+        ("unconditional", {}, "", "one row a label,"),
+    ],
+)
+def test_the_example_of_a_card_is_one_of_its_model_and_runs(kind, options, example, row, preset, tmp_path):
+    pipe = make_pipeline(kind, **options)
+    write_model_card(parse("train_ddpm", ["--preset", preset, "--output_dir", str(tmp_path)]), pipe, "Digits", 3)
+    card = (tmp_path / "README.md").read_text()
+    call = re.search(r"^image = pipe\((.*)\)\.images\[0\]$", card, re.MULTILINE).group(1)
+    assert call == example and row in card
+    assert ("in sets of at most 2" in card) == ("max_labels" in options)
+    assert isinstance(eval(f"pipe({call})").images[0], Image.Image)

@@ -104,7 +104,8 @@ def test_a_model_of_sets_draws_those_of_the_held_out_pictures(tmp_path):
     "content, said",
     [
         ("[[", "can't be read as JSON"),
-        ("{}", "must hold a list, not a dict"),
+        ('{"a.png": ["dog"]}', r'--label_sets .* must hold a list such as \[\["red cube", .*\]\], not an object'),
+        ('"dog"', 'must hold a list such as .*, not "dog"'),
         ("[]", "must list at least one set of names"),
         ('[["dog"], []]', r"set 1 of .* must be a list of at least one name, not \[\]"),
         ('[["dog"], [3]]', r"set 1 of .* must be a list of at least one name, not \[3\]"),
@@ -122,8 +123,10 @@ def test_a_file_of_sets_that_does_not_fit_is_refused(tmp_path, content, said):
 def test_a_file_of_sets_needs_a_run_with_labels(world, tmp_path, capsys):
     with pytest.raises(InputError, match="needs a pipeline with labels"):
         read_label_sets(str(world / "test.json"), make_pipeline("unconditional"))
-    with pytest.raises(InputError, match="can't be read as JSON"):
+    with pytest.raises(InputError, match="--label_sets .*none.json is not there; name a JSON file"):
         read_label_sets(str(tmp_path / "none.json"), make_pipeline("tokens"))
+    with pytest.raises(InputError, match="--label_sets .* is a folder; name a JSON file"):
+        read_label_sets(str(tmp_path), make_pipeline("tokens"))
     argv = ["evaluate", "--images", "x", "--resolution", "8", "--label_sets", "y"]
     assert cli.main(argv) == 2 and "--label_sets is what a run draws" in capsys.readouterr().err
     with pytest.raises(InputError, match="is a file; name a folder of train_classifier.py"):

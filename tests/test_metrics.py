@@ -7,6 +7,8 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from hwdiffusion.metrics import (
+    MANIFOLD_PICTURES,
+    NEIGHBOURS,
     FeatureStatistics,
     attribute_confusions,
     attributes_of,
@@ -209,6 +211,29 @@ def test_manifold_scores_are_those_of_all_pairs():
     }
     assert manifold_scores(real, generated, k) == pytest.approx(expected)
     assert len(set(expected.values())) == 4
+
+
+def test_manifold_scores_of_fewer_than_have_neighbours_are_refused():
+    with pytest.raises(ValueError, match="a 5-th neighbour needs more than 5 of either side, not 60 and 5"):
+        manifold_scores(features(60, 0, 3), features(5, 1, 3))
+
+
+def test_the_fewest_pictures_show_that_half_of_the_modes_are_lost_and_few_do_not():
+    """What the least number stands on: figures of many, and of as few as have enough neighbours."""
+    centres = 3 * features(10, 0, 16)
+
+    def recall(count: int, lost: int, runs: int = 10) -> float:
+        values = []
+        for run in range(runs):
+            modes = [torch.arange(count) % 10, lost + torch.arange(count) % (10 - lost)]
+            real, ours = (
+                centres[mode] + features(count, 100 * run + place, 16) for place, mode in enumerate(modes, 1)
+            )
+            values.append(manifold_scores(real, ours)["recall"])
+        return sum(values) / runs
+
+    assert recall(NEIGHBOURS + 3, lost=5) > 0.8 and recall(300, lost=5) < 0.6
+    assert recall(MANIFOLD_PICTURES, lost=5) < 0.65 and recall(MANIFOLD_PICTURES, lost=0) > 0.9
 
 
 def test_dropped_modes_cost_recall_and_junk_costs_precision():

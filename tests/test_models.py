@@ -19,6 +19,7 @@ from hwdiffusion.models import (
     check_factor,
     latent_shape,
     load_autoencoder,
+    load_pipeline,
     sampling_scheduler,
     swap_scheduler,
 )
@@ -342,9 +343,14 @@ def test_what_holds_no_vqvae_is_refused(trained, tmp_path):
         load_autoencoder(str(tmp_path / "torn"), 1, (8, 8))
 
 
-def test_a_folder_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(InputError, match="gone can't be loaded"):
-        load_autoencoder(str(tmp_path / "gone"), 1, (8, 8))
+def test_a_folder_that_does_not_exist_is_refused(trained):
+    folder, _ = trained
+    with pytest.raises(
+        InputError, match="the autoencoder .*modell can't be loaded: there is no such .* mean .*model?"
+    ):
+        load_autoencoder(str(folder / "modell"), 1, (8, 8))
+    with pytest.raises(InputError, match="the run ./digits can't be loaded: there is no such file or folder"):
+        load_pipeline("./digits", torch.device("cpu"))
 
 
 def test_models_are_stock_classes():

@@ -126,7 +126,9 @@ def test_lpips_is_that_of_its_package_seen_in_three_channels(monkeypatch):
 
 
 def test_a_model_that_cannot_be_loaded_or_takes_other_channels_is_refused(tmp_path):
-    with pytest.raises(InputError, match="--perceptual_model .*gone can't be loaded"):
+    with pytest.raises(
+        InputError, match="^--perceptual_model .*gone can't be loaded: there is no such file or folder$"
+    ):
         build_perceptual_loss(str(tmp_path / "gone"), (3, 8, 8))
     config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
     ResNetModel(config).save_pretrained(tmp_path / "gray")

@@ -89,10 +89,40 @@ def test_wrong_labels_are_refused(labels, message):
         make_pipeline()(labels=labels)
 
 
-@pytest.mark.parametrize("labels", [[1.5], [True], {"cat"}, [object()]])
-def test_labels_of_another_type_are_refused(labels):
-    with pytest.raises(TypeError):
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([0, 1.5], r"labels\[1\] holds 1.5 where an id or a name is wanted; a set of labels is a list of these"),
+        ([True], r"labels\[0\] holds True"),
+        ([[None]], r"labels\[0\] holds None"),
+        ([[[2]]], r"labels\[0\] holds \[2\]"),
+        ([np.array([0.5, 0.5])[:1]], r"labels\[0\] holds 0.5"),
+        ([torch.tensor([[1]])], r"labels\[0\] holds \[1\]"),
+        ([{"cat"}], r"labels\[0\] holds {'cat'}"),
+        ({"cat"}, "labels must be an id, a name, or a sequence of them, not {'cat'}"),
+        (3.5, "labels must be an id, a name, or a sequence of them, not 3.5"),
+        (np.array(["cat"]), r"labels given as a tensor must be integer ids .* not <U3 of shape \(1,\)"),
+        (torch.tensor([[True, False, False]]), r"labels given as a tensor must be integer ids .* not bool"),
+    ],
+)
+def test_labels_of_another_type_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
         make_pipeline()(labels=labels)
+
+
+def test_a_label_may_be_a_number_of_numpy_or_torch():
+    for same in ([np.int64(2)], [np.array(2)], [torch.tensor(2)], [torch.tensor([2])], [np.str_("wild")]):
+        assert label_ids(same, NAMES).tolist() == [[2]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 3)])
+def test_label_vectors_that_are_not_finite_are_refused(value, shape):
+    vectors = torch.zeros(shape)
+    vectors[1, ..., 2] = value
+    for same in (vectors, vectors.numpy()):
+        with pytest.raises(ValueError, match=r"floating-point labels must be finite, but labels\[1\] is not"):
+            make_pipeline()(labels=same)
 
 
 def test_a_unet_without_labels_never_ignores_them():

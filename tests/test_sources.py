@@ -137,7 +137,49 @@ def test_arrays_with_vectors_of_zeros_and_ones(tmp_path):
         ),
         (lambda f: iclevr(f, sets={"a.png": "red cube"}), "must give every picture a list of names"),
         (lambda f: (iclevr(f) / "train.json").write_text("{"), "train.json can't be read as JSON"),
-        (lambda f: (iclevr(f) / "objects.json").write_text("[]"), "objects.json must hold a dict, not a list"),
+        (
+            lambda f: (iclevr(f) / "objects.json").write_text("[]"),
+            'objects.json must hold an object such as {"red cube": 0}, not a list',
+        ),
+        (lambda f: iclevr(f, ids={"red cube": "0", "blue sphere": 1}), "must give every name an id of its own"),
+        (lambda f: iclevr(f, sets={"a.png": [["red cube"]]}), "must give every picture a list of names"),
+        (
+            lambda f: (iclevr(f) / "objects.json").unlink(),
+            'holds train.json, as i-CLEVR does, but no objects.json, .* such as {"red cube": 0}; put it beside',
+        ),
+        (
+            lambda f: (iclevr(f) / "train.json").unlink(),
+            r'holds objects.json, as i-CLEVR does, but no train.json, .* such as {"a.png": \["red cube"\]}; put',
+        ),
+        (lambda f: metadata(iclevr(f)), "holds both a metadata.jsonl and i-CLEVR's objects.json or train.json; move"),
+        (
+            lambda f: (metadata(iclevr(f)) / "objects.json").unlink(),
+            "holds both a metadata.jsonl and i-CLEVR's objects.json or train.json; move",
+        ),
+        (
+            lambda f: iclevr(f, {"../x.png": ["red cube"]}),
+            "train.json names ../x.png; it must be a path inside of .*pictures",
+        ),
+        (
+            lambda f: metadata(f, {**SETS, "../x.png": ["red cube"]}),
+            "metadata.jsonl names ../x.png; it must be a path inside of .*pictures, without '..'",
+        ),
+        (
+            lambda f: metadata(f, {**SETS, str(f.parent / "x.png"): ["red cube"]}),
+            "metadata.jsonl names /.*x.png; it must be a path inside of .*pictures",
+        ),
+        (
+            lambda f: metadata(f, {**SETS, "c.png": "red cube, blue sphere"}),
+            "line 3 of .*metadata.jsonl gives 'objects' one name, \"red cube, blue sphere\", but line 1 a list; give",
+        ),
+        (
+            lambda f: metadata(f, {"a.png": "red cube", "b.png": ["red cube"]}),
+            r"line 2 of .*metadata.jsonl gives 'objects' a list, .*, but line 1 one name; give every picture a list,",
+        ),
+        (
+            lambda f: (metadata(f) / "metadata.jsonl").write_bytes(b'{"file_name": "\xff.png"}'),
+            "metadata.jsonl can't be read as UTF-8",
+        ),
         (
             lambda f: metadata(f, {"a.png": 3}),
             "line 1 of .* has no column of names; its columns are file_name, note, obj",
@@ -153,6 +195,22 @@ def test_lists_that_do_not_fit_are_refused_in_a_sentence(tmp_path, build, said):
     build(tmp_path / "pictures")
     with pytest.raises(InputError, match=said):
         load_images(arguments(tmp_path / "pictures"))
+
+
+def test_a_picture_may_be_a_link_and_lie_in_a_sub_folder(tmp_path):
+    picture(tmp_path / "elsewhere" / "x.png", 7)
+    folder = metadata(tmp_path / "pictures", {"deep/a.png": ["red cube"]})
+    (folder / "deep" / "a.png").unlink()
+    (folder / "deep" / "a.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+    assert load_images(arguments(folder)).images.unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("content", ['{"images": [{"id": 0}], "categories": []}', "[]", "{}", "no JSON"])
+def test_another_train_json_beside_class_folders_is_none_of_ours(tmp_path, content):
+    for name in ("cat", "dog"):
+        picture(tmp_path / "pictures" / name / "a.png")
+    (tmp_path / "pictures" / "train.json").write_text(content)
+    assert load_images(arguments(tmp_path / "pictures")).class_names == ["cat", "dog"]
 
 
 def test_a_picture_named_twice_or_a_column_that_is_not_there_is_refused(tmp_path):

@@ -45,7 +45,7 @@ def train(config: Config, data=None) -> Path:
     check_run(config)
     latent = args.vqvae is not None
     if latent and args.streaming:
-        raise InputError("--vqvae caches the latents of all pictures, which --streaming is not for; leave one out")
+        raise InputError("latents of all pictures are cached, which --streaming is not for; leave the autoencoder out")
     noise_scheduler = build_noise_scheduler(config.sections["noise_scheduler"], latent)
     channels, size = image_channels(args), image_size(args)
     vqvae = load_autoencoder(args.vqvae, channels, size) if latent else None

@@ -56,7 +56,7 @@ def train(config: Config) -> Path:
     if first_stage is None:
         vqvae = load_autoencoder(args.vqvae, channels, size)
         if args.latent_scaling == "config" and getattr(vqvae.config, "latents_mean", None) is not None:
-            raise InputError(f"--vqvae {args.vqvae} scales each channel by itself; give --latent_scaling measured")
+            raise InputError(f"{args.vqvae} scales each channel by itself; give --latent_scaling measured")
     else:
         vqvae = build_vqvae(config.sections["vqvae"], channels, size)
     data = load_data(args)

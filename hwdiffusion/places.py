@@ -1,0 +1,28 @@
+"""Whether what the user names is here, a file or a folder, or in a repository of the Hub."""
+
+import difflib
+import os
+from pathlib import Path
+
+from hwdiffusion import InputError
+
+
+def is_here(name: str | os.PathLike, called: str) -> bool:
+    """Whether there is a file or folder of that name; if not, it is to be looked for on the Hub.
+
+    Args:
+        called: what to call it in an error, such as its flag.
+
+    Raises:
+        InputError: there is none, and the name can't be an id of the Hub, or lies in a folder that is here.
+    """
+    path, text = Path(name), os.fspath(name)
+    if path.exists():
+        return True
+    beside = "/" in text and path.parent.is_dir()
+    if not beside and text.count("/") <= 1 and not text.startswith(("/", "./", "../", "~")):
+        return False
+    others = [other.name for other in path.parent.iterdir() if other.name[0] != "."] if beside else []
+    near = difflib.get_close_matches(path.name, others, n=1)
+    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+    raise InputError(f"{called} {text} can't be loaded: there is no such file or folder{hint}")
