@@ -10,7 +10,8 @@ one token a label, where a set has fewer than the others a null token that is le
 attention leaves those out (`encoder_attention_mask`). Then each draws the sets of labels of a file, by `--num_seeds`
 seeds a set, at each guidance scale, and a classifier of train_classifier.py tells how many labels are seen: mean over
 the seeds and its 95 % interval, and by the number of labels. Runs that are there already, in the folder OUTPUT, are
-continued or taken as they are. The table is `OUTPUT.md`, the figures `OUTPUT.json`.
+continued or taken as they are. Other flags are those of train_ldm.py, for all rows. The table is `OUTPUT.md`, the
+figures `OUTPUT.json`.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def main():
     parser.add_argument("--num_seeds", type=int, default=10)
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--output", type=Path, default=Path("label-binding"))
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()
 
     load_extractor("classifier", args.classifier)  # what is wrong is said before anything is trained
     read_listed_sets(args.label_sets)
@@ -73,7 +74,7 @@ def main():
     results, lines = [], []
     for name in args.rows:
         run = args.output / name
-        argv = ["--preset", ROWS[name], "--vqvae", str(vqvae), "--output_dir", str(run)]
+        argv = ["--preset", ROWS[name], "--vqvae", str(vqvae), "--output_dir", str(run), *flags]
         if args.max_train_steps is not None:
             argv += ["--max_train_steps", str(args.max_train_steps)]
         with masking() if name == "masked" else contextlib.nullcontext():
