@@ -226,6 +226,7 @@ def test_the_card_has_one_evaluation_the_last(world, run):
     assert "against 497 pictures of real (held-out)" in card and "test accuracy" in card
 
 
+@pytest.mark.slow
 def test_cas_tells_pictures_that_teach_from_those_that_do_not(world, monkeypatch):
     short = {"num_train_epochs": 6}
     monkeypatch.setattr("hwdiffusion.judge.parse", lambda script, argv: shortened(script, argv, short))
@@ -345,6 +346,7 @@ def test_without_a_classifier_one_is_trained_on_the_real_side_and_kept(world, ru
     assert report["extractor"]["trained_on"].startswith("700 training and 497 validation pictures")
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_samples_of_one(world, run):
     one = evaluate_run(world, run, "one-process")
     output = world["folder"] / "two-processes"
