@@ -14,6 +14,7 @@ from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -30,7 +31,9 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from hwdiffusion import InputError
 from hwdiffusion.objectives import FLOW_PREDICTION, PREDICTION_TYPES, is_flow, prediction_type_of
 from hwdiffusion.pipelines import (
+    ClassConditionalGANPipeline,
     ClassConditionalPipeline,
+    ResidualGenerator,
     latent_channels,
     num_label_classes,
     spatial_factor,
@@ -38,6 +41,7 @@ from hwdiffusion.pipelines import (
 )
 from hwdiffusion.places import is_here
 from hwdiffusion.schedulers import AnnealedLangevinScheduler
+from hwdiffusion.wgan import ProjectionCritic
 
 
 NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler
@@ -189,6 +193,39 @@ def build_classifier(
     return _build("classifier", ResNetForImageClassification, {"config": config})
 
 
+def build_generator(section: dict, sample_shape: tuple[int, int, int], num_classes: int) -> ResidualGenerator:
+    """A `ResidualGenerator` of pictures `(B, *sample_shape)` and labels of `num_classes` classes, 0 for none.
+
+    Raises:
+        InputError: a key that isn't known, a size that its blocks don't divide, widths that its norm doesn't.
+    """
+    channels, height, width = sample_shape
+    size = height if height == width else [height, width]
+    section = _completed("generator", section, out_channels=channels, sample_size=size, num_classes=num_classes)
+    _check_keys("generator", section, ResidualGenerator)
+    _check_norm_groups("generator", {"norm_num_groups": 8, **section})
+    return _build("generator", ResidualGenerator, section)
+
+
+def build_critic(section: dict, sample_shape: tuple[int, int, int], num_classes: int) -> ProjectionCritic:
+    """A `ProjectionCritic` of pictures `(B, *sample_shape)` and labels of `num_classes` classes, 0 for none.
+
+    Raises:
+        InputError: a key that isn't known, pictures that it halves too often.
+    """
+    channels, *size = sample_shape
+    section = _completed("critic", section, in_channels=channels, num_classes=num_classes)
+    _check_keys("critic", section, ProjectionCritic)
+    _check_norm_groups("critic", {**section, "norm_num_groups": 1})  # it has no norm: widths alone are looked at
+    critic = _build("critic", ProjectionCritic, section)
+    if min(size) >> len(critic.down_blocks) == 0:
+        raise InputError(
+            f"section critic halves pictures of {min(size)} pixels {len(critic.down_blocks)} times, which is too "
+            f"often; give at most {min(size).bit_length()} block_out_channels"
+        )
+    return critic
+
+
 def sampling_scheduler(noise_scheduler: NoiseScheduler) -> SchedulerMixin:
     """The DDIM scheduler, for flows the Euler scheduler, that a trained pipeline is saved with."""
     if is_flow(noise_scheduler):
@@ -198,15 +235,34 @@ def sampling_scheduler(noise_scheduler: NoiseScheduler) -> SchedulerMixin:
     return DDIMScheduler.from_config(noise_scheduler.config, **spacing)
 
 
-def load_pipeline(run: str, device: torch.device) -> ClassConditionalPipeline:
-    """The pipeline of a run folder or of the Hub, on the device; it raises InputError where there is none of ours."""
+PIPELINES = (ClassConditionalPipeline, ClassConditionalGANPipeline)
+
+
+def load_pipeline(run: str, device: torch.device, kinds: tuple[type, ...] = (ClassConditionalPipeline,)):
+    """The pipeline of a run folder or of the Hub, on the device.
+
+    Args:
+        kinds: which of `PIPELINES` will do.
+
+    Raises:
+        InputError: there is none of ours, or one of another kind.
+    """
     is_here(run, "the run")
     try:
-        pipe = ClassConditionalPipeline.from_pretrained(run)
+        name = DiffusionPipeline.load_config(run).get("_class_name")
+        name = name[-1] if isinstance(name, list) else name
+        cls = next((cls for cls in PIPELINES if cls.__name__ == name), ClassConditionalPipeline)
+        if cls not in kinds:
+            raise InputError(
+                f"{run} is a {name}, which draws in one pass; this needs a diffusion model, which draws in steps"
+            )
+        pipe = cls.from_pretrained(run)
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f": {' '.join(str(error).split())[:200]}" if Path(run).exists() else ""
         raise InputError(f"{run} is neither a run folder nor a pipeline of the Hub that can be had{reason}") from error
-    if not isinstance(pipe.unet, UNet2DConditionModel):
+    if cls is ClassConditionalPipeline and not isinstance(pipe.unet, UNet2DConditionModel):
         raise InputError(f"{run} is not a pipeline of hwdiffusion: its unet is a {type(pipe.unet).__name__}")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
@@ -347,7 +403,7 @@ def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditional
 
 
 _COUNTS = {"latent_channels", "num_vq_embeddings", "layers_per_block", "num_train_timesteps", "attention_head_dim",
-           "cross_attention_dim", "embedding_size"}  # fmt: skip
+           "cross_attention_dim", "embedding_size", "latent_dim", "label_dim"}  # fmt: skip
 
 
 def _completed(name: str, section: dict, **derived: Any) -> dict:
@@ -377,7 +433,8 @@ def _check_norm_groups(name: str, section: dict):
     channels = section.get("block_out_channels", ())
     if not isinstance(groups, int) or groups < 1:
         raise InputError(f"norm_num_groups in section {name} must be a positive whole number, not {groups!r}")
-    if not isinstance(channels, (list, tuple)) or not all(isinstance(width, int) and width > 0 for width in channels):
+    listed = isinstance(channels, (list, tuple)) and (len(channels) > 0 or "block_out_channels" not in section)
+    if not listed or not all(isinstance(width, int) and width > 0 for width in channels):
         raise InputError(f"block_out_channels in section {name} must be a list of positive numbers, not {channels!r}")
     wrong = [width for width in channels if width % groups]
     if wrong:

@@ -1,8 +1,9 @@
-"""Pipelines: one self-contained file each, which is also shipped inside every repository that they save."""
+"""Pipelines: what they import of each other is put into the one file of them that every saved repository carries."""
 
 from hwdiffusion.pipelines.class_conditional import (
     ClassConditionalPipeline,
     classifier_inputs,
+    encode_labels,
     label_ids,
     label_tokens,
     latent_channels,
@@ -17,11 +18,16 @@ from hwdiffusion.pipelines.class_conditional import (
     unet_conditioning,
     unscale_latents,
 )
+from hwdiffusion.pipelines.class_conditional_gan import ClassConditionalGANPipeline, truncate
+from hwdiffusion.pipelines.residual_generator import ResidualGenerator
 
 
 __all__ = [
+    "ClassConditionalGANPipeline",
     "ClassConditionalPipeline",
+    "ResidualGenerator",
     "classifier_inputs",
+    "encode_labels",
     "label_ids",
     "label_tokens",
     "latent_channels",
@@ -33,6 +39,7 @@ __all__ = [
     "scaled",
     "slerp",
     "spatial_factor",
+    "truncate",
     "unet_conditioning",
     "unscale_latents",
 ]

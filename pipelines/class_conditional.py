@@ -4,8 +4,9 @@ This file is the whole pipeline. Every repository that it saves carries a copy o
 `DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)` works where nothing but diffusers and transformers
 is installed. It therefore imports torch, numpy, Pillow, huggingface_hub and these two, and nothing else.
 
-It also owns the one encoding of labels (`label_ids`, `label_tokens`, `unet_conditioning`) and the one scaling of
-latents (`raw_latents`, `scale_latents`) that training imports, so that training and sampling can't disagree on them.
+It also owns the one encoding of labels (`label_ids`, `label_tokens`, `encode_labels`, `unet_conditioning`) and the one
+scaling of latents (`raw_latents`, `scale_latents`) that training imports, so that training and sampling can't disagree
+on them; and what all pipelines do alike (`SelfContainedPipeline`).
 """
 
 import contextlib
@@ -15,7 +16,8 @@ import inspect
 import json
 import numbers
 import os
-import shutil
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,6 +221,60 @@ def label_tokens(ids: torch.Tensor, num_classes: int) -> torch.Tensor:
     return tokens.float() * (ids >= 0).unsqueeze(-1)
 
 
+def encode_labels(
+    labels: Any, id2label: dict[int, str], max_labels: int = 1, has_null_label: bool = False
+) -> torch.Tensor:
+    """The labels of a call to tokens `(B, T, K)`: what [`label_ids`] takes, one-hot; and a floating-point tensor or
+    array of shape `(B, K)` (multi-hot or soft labels) or `(B, T, K)` (tokens) as it is.
+
+    Args:
+        id2label, max_labels: as for [`label_ids`].
+        has_null_label: whether the model knows pictures without labels.
+
+    Raises:
+        ValueError: as [`label_ids`]; such a tensor of another shape, or with a number that is not finite; a picture
+            without a label, where the model knows none.
+    """
+    num_classes = len(id2label)
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "f":
+        labels = torch.from_numpy(labels)
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point():
+        tokens = labels.unsqueeze(1) if labels.ndim == 2 else labels  # (B, T, K)
+        if tokens.ndim != 3 or tokens.shape[-1] != num_classes:
+            raise ValueError(
+                f"floating-point labels must have the shape (B, {num_classes}) or (B, T, {num_classes}), not "
+                f"{tuple(labels.shape)}"
+            )
+        wrong = (~tokens.isfinite()).flatten(1).any(dim=1).nonzero()
+        if len(wrong):
+            raise ValueError(f"floating-point labels must be finite, but labels[{int(wrong[0])}] is not")
+    else:
+        tokens = label_tokens(label_ids(labels, id2label, max_labels), num_classes)
+    if not has_null_label and (tokens == 0).all(dim=-1).all(dim=-1).any():
+        raise ValueError("this model was trained without label dropout, so every picture needs a label")
+    return tokens
+
+
+def label_names(id2label: dict | None, num_classes: int) -> dict[int, str]:
+    """The names of a model's ids, in their order; without any, the ids themselves.
+
+    Raises:
+        ValueError: they are not those of the ids 0 to K-1, or a name is there twice.
+    """
+    if not id2label:
+        id2label = {index: str(index) for index in range(num_classes)}
+    # JSON makes int keys strings, and sorts them as such
+    id2label = {int(index): str(name) for index, name in sorted(id2label.items(), key=lambda item: int(item[0]))}
+    if len(set(id2label.values())) < len(id2label):
+        raise ValueError("id2label must give every id a name of its own")
+    if num_classes and sorted(id2label) != list(range(num_classes)):
+        raise ValueError(
+            f"id2label must name the ids 0 to {num_classes - 1} of the model's {num_classes} classes, "
+            f"not {sorted(id2label)}"
+        )
+    return id2label
+
+
 def num_label_classes(unet_config: Any) -> int:
     """K, the number of classes that a UNet was built for; 0 if it takes no labels.
 
@@ -335,11 +391,138 @@ def slerp(first: torch.Tensor, second: torch.Tensor, weights: torch.Tensor) -> t
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What every pipeline does alike: it checks a call, and carries its own source
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def number_of_images(batch_size: int, num_images_per_prompt: int) -> int:
+    """How many pictures a call asks for; ValueError where it asks for none."""
+    if not isinstance(num_images_per_prompt, numbers.Integral) or num_images_per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt must be a positive whole number, not {num_images_per_prompt!r}")
+    if batch_size == 0:
+        raise ValueError("labels is empty; give one label for each picture")
+    return batch_size * num_images_per_prompt
+
+
+def check_noise(generator: Any, latents: Any, shape: Sequence[int]):
+    """Raise ValueError where noise of a shape `(B, ...)` can't be drawn by `generator`, one or a list of B, or isn't
+    what `latents` is."""
+    for one in generator if isinstance(generator, list) else [generator]:
+        if not isinstance(one, torch.Generator) and (one is not None or isinstance(generator, list)):
+            raise ValueError(f"generator must be a torch.Generator or a list of them, not {one!r}")
+    if isinstance(generator, list) and len(generator) != shape[0]:
+        raise ValueError(f"generator is a list of {len(generator)}, but {shape[0]} pictures are asked for")
+    if latents is not None and not isinstance(latents, torch.Tensor):
+        raise ValueError(f"latents must be a tensor, not {type(latents).__name__}")
+    if latents is not None and tuple(latents.shape) != tuple(shape):
+        raise ValueError(f"latents must have the shape {tuple(shape)}, not {tuple(latents.shape)}")
+
+
+def check_output_type(output_type: str, allowed: Sequence[str]):
+    """Raise ValueError for an output type that a pipeline doesn't have."""
+    if output_type not in allowed:
+        *first, last = [repr(name) for name in allowed]
+        raise ValueError(f"output_type must be {', '.join(first)} or {last}, not {output_type!r}")
+
+
+def self_contained_source(path: Path) -> str:
+    """The text of a source file, with the files beside it that it imports from (`from .name import …`) in the places
+    of these imports.
+
+    diffusers would fetch such files too, from folders and from the Hub; but it makes a module path of a repository's
+    name, and where that has a dot, `user/model-v1.0`, Python finds no package to import them from.
+    """
+
+    def imported(match: re.Match) -> str:
+        return f"\n\n{self_contained_source(path.with_name(f'{match[1]}.py')).strip()}\n\n"
+
+    pattern = r"^from \.(\w+) import (?:\([^)]*\)|[^(\n]*)$"
+    return re.sub(pattern, imported, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+class SelfContainedPipeline(DiffusionPipeline):
+    """A pipeline whose saved folder carries its source, and that of components that diffusers doesn't ship, so that
+    it loads where this package isn't."""
+
+    source_name: str  # of the file at the root of a saved folder, before the digits of its content
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ):
+        """Save the components and this source file, so that the folder loads with or without this package.
+
+        Takes the arguments of [`DiffusionPipeline.save_pretrained`]. With `push_to_hub=True` the folder is uploaded
+        after the source file is in it (`repo_id`, `commit_message`, `private`, `create_pr` and `token` as there).
+        """
+        hub = {key: kwargs.pop(key, None) for key in ("repo_id", "commit_message", "private", "create_pr", "token")}
+        save_directory = Path(save_directory)
+        with self._to_be_saved():
+            super().save_pretrained(str(save_directory), safe_serialization, variant, max_shard_size, **kwargs)
+
+        index_file = save_directory / self.config_name
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        for name in self.components:
+            library, class_name = index.get(name) or (None, None)
+            known = library not in sys.modules or library.split(".")[0] in ("diffusers", "transformers", "__main__")
+            if not known:
+                cls = getattr(sys.modules[library], class_name)
+                index[name] = [_write_source(cls, save_directory / name, name), class_name]
+        index["_class_name"] = [_write_source(type(self), save_directory, self.source_name), type(self).__name__]
+        index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+        if push_to_hub:
+            repo_id = hub["repo_id"] or save_directory.name
+            repo_id = create_repo(repo_id, exist_ok=True, private=hub["private"], token=hub["token"]).repo_id
+            if not (save_directory / "README.md").is_file():
+                card = load_or_create_model_card(repo_id, token=hub["token"], is_pipeline=True)
+                populate_model_card(card).save(save_directory / "README.md")
+            self._upload_folder(
+                str(save_directory),
+                repo_id,
+                token=hub["token"],
+                commit_message=hub["commit_message"],
+                create_pr=bool(hub["create_pr"]),
+            )
+
+    @contextlib.contextmanager
+    def _to_be_saved(self):
+        """Within it the components are what is to be saved of them."""
+        yield
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
+        # A folder names its own source as [file, class]; this class is that class, so nothing foreign is to be run.
+        config = super()._dict_from_json_file(json_file)
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        return config
+
+
+def _write_source(cls: type, folder: Path, name: str) -> str:
+    """Write a class's source into a folder; the name of the file without its suffix is returned."""
+    source = self_contained_source(Path(inspect.getsourcefile(cls))).encode()
+    # All local remote code shares one module namespace, so the name is unique to the content.
+    stem = f"{name}_{hashlib.sha256(source).hexdigest()[:8]}"
+    for stale in folder.glob(f"{name}_*.py"):
+        if stale.stem != stem:
+            stale.unlink()
+    (folder / f"{stem}.py.part").write_bytes(source)
+    os.replace(folder / f"{stem}.py.part", folder / f"{stem}.py")
+    return stem
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The pipeline
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class ClassConditionalPipeline(DiffusionPipeline):
+class ClassConditionalPipeline(SelfContainedPipeline):
     r"""
     Pipeline for class-conditional image generation, variation and inpainting in pixel space or in the latent space of
     a `VQModel`.
@@ -370,6 +553,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             labels is to obey some, 0 means 1.
     """
 
+    source_name = "pipeline_class_conditional"
     model_cpu_offload_seq = "unet->vqvae"  # the other two take turns with the UNet, and stay beside it
     _exclude_from_cpu_offload = ["vqvae"]  # its codebook is read outside of any forward pass
     _optional_components = ["vqvae", "classifier", "guidance_unet"]
@@ -398,18 +582,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.register_modules(
             unet=unet, scheduler=scheduler, vqvae=vqvae, classifier=classifier, guidance_unet=guidance_unet
         )
-        num_classes = num_label_classes(unet.config) if unet is not None else 0
-        if not id2label:
-            id2label = {index: str(index) for index in range(num_classes)}
-        # JSON makes int keys strings, and sorts them as such
-        id2label = {int(index): str(name) for index, name in sorted(id2label.items(), key=lambda item: int(item[0]))}
-        if len(set(id2label.values())) < len(id2label):
-            raise ValueError("id2label must give every id a name of its own")
-        if num_classes and sorted(id2label) != list(range(num_classes)):
-            raise ValueError(
-                f"id2label must name the ids 0 to {num_classes - 1} of the UNet's {num_classes} classes, "
-                f"not {sorted(id2label)}"
-            )
+        id2label = label_names(id2label, num_label_classes(unet.config) if unet is not None else 0)
         if unet is not None and vqvae is not None:
             channels = latent_channels(vqvae.config)
             if unet.config.in_channels != channels:
@@ -435,69 +608,19 @@ class ClassConditionalPipeline(DiffusionPipeline):
             resample="nearest",
         )
 
-    # -- persistence: a saved folder carries this file and names it ---------------------------------------------------
+    # -- persistence --------------------------------------------------------------------------------------------------
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        **kwargs,
-    ):
-        """Save the components and this source file, so that the folder loads with or without this package.
-
-        Takes the arguments of [`DiffusionPipeline.save_pretrained`]. With `push_to_hub=True` the folder is uploaded
-        after the source file is in it (`repo_id`, `commit_message`, `private`, `create_pr` and `token` as there).
-        A scheduler that diffusers doesn't ship is saved as the diffusers scheduler that it is derived from, with a
-        warning: a saved folder holds nothing that stock diffusers can't load.
-        """
-        hub = {key: kwargs.pop(key, None) for key in ("repo_id", "commit_message", "private", "create_pr", "token")}
-        save_directory = Path(save_directory)
+    @contextlib.contextmanager
+    def _to_be_saved(self):
+        """Within it the scheduler is one that diffusers ships: itself, or, with a warning, the one that it is derived
+        from, so that a saved folder holds nothing that stock diffusers can't load."""
         scheduler, stock = self.scheduler, _stock_scheduler(self.scheduler)
         try:
             self.scheduler = stock
             self.register_modules(**self.components)  # one that was None and has been given since is else left out
-            super().save_pretrained(str(save_directory), safe_serialization, variant, max_shard_size, **kwargs)
+            yield
         finally:
             self.scheduler = scheduler
-
-        source = Path(inspect.getsourcefile(type(self)))
-        # All local remote code shares one module namespace, so the name is unique to the content.
-        stem = f"pipeline_class_conditional_{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}"
-        for stale in save_directory.glob("pipeline_class_conditional_*.py"):
-            if stale.stem != stem:
-                stale.unlink()
-        shutil.copyfile(source, save_directory / f"{stem}.py.part")
-        os.replace(save_directory / f"{stem}.py.part", save_directory / f"{stem}.py")
-
-        index_file = save_directory / self.config_name
-        index = json.loads(index_file.read_text(encoding="utf-8"))
-        index["_class_name"] = [stem, type(self).__name__]
-        index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-        if push_to_hub:
-            repo_id = hub["repo_id"] or save_directory.name
-            repo_id = create_repo(repo_id, exist_ok=True, private=hub["private"], token=hub["token"]).repo_id
-            if not (save_directory / "README.md").is_file():
-                card = load_or_create_model_card(repo_id, token=hub["token"], is_pipeline=True)
-                populate_model_card(card).save(save_directory / "README.md")
-            self._upload_folder(
-                str(save_directory),
-                repo_id,
-                token=hub["token"],
-                commit_message=hub["commit_message"],
-                create_pr=bool(hub["create_pr"]),
-            )
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
-        # A folder names its own source as [file, class]; this class is that class, so nothing foreign is to be run.
-        config = super()._dict_from_json_file(json_file)
-        if isinstance(config.get("_class_name"), list):
-            config["_class_name"] = config["_class_name"][-1]
-        return config
 
     def enable_group_offload(self, *args, exclude_modules: str | list[str] | None = None, **kwargs):
         """As [`DiffusionPipeline.enable_group_offload`]; the `VQModel`, which doesn't support it, stays loaded."""
@@ -525,6 +648,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if not id2label and self.classifier is not None:
             id2label = self.classifier.config.id2label
         return {int(index): name for index, name in id2label.items()}
+
+    @property
+    def image_channels(self) -> int:
+        return self.unet.config.out_channels if self.vqvae is None else self.vqvae.config.out_channels
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -573,11 +700,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
     ):
         """Raise ValueError before the first step for anything that can't be done, in one sentence."""
-        if not isinstance(num_images_per_prompt, numbers.Integral) or num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be a positive whole number, not {num_images_per_prompt!r}")
-        num_images = batch_size * num_images_per_prompt
-        if num_images == 0:
-            raise ValueError("labels is empty; give one label for each picture")
+        num_images = number_of_images(batch_size, num_images_per_prompt)
         self._check_scheduler()
         self._check_steps(num_inference_steps, timesteps, strength)
         for what, value in (
@@ -595,18 +718,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         elif has_labels and num_label_classes(self.unet.config) == 0:
             raise ValueError("the UNet takes no labels, so they act by classifier_guidance_scale alone, which is 0")
 
-        for one in generator if isinstance(generator, list) else [generator]:
-            if not isinstance(one, torch.Generator) and (one is not None or isinstance(generator, list)):
-                raise ValueError(f"generator must be a torch.Generator or a list of them, not {one!r}")
-        if isinstance(generator, list) and len(generator) != num_images:
-            raise ValueError(f"generator is a list of {len(generator)}, but {num_images} pictures are asked for")
-        if latents is not None and not isinstance(latents, torch.Tensor):
-            raise ValueError(f"latents must be a tensor, not {type(latents).__name__}")
-        shape = (num_images, *self._latent_shape())
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', not {output_type!r}")
+        check_noise(generator, latents, (num_images, *self._latent_shape()))
+        check_output_type(output_type, ("pil", "np", "pt", "latent"))
         if isinstance(callback_on_step_end_tensor_inputs, str):
             callback_on_step_end_tensor_inputs = [callback_on_step_end_tensor_inputs]  # to be named as it is
         unknown = [key for key in callback_on_step_end_tensor_inputs or [] if key not in self._callback_tensor_inputs]
@@ -808,35 +921,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
     # -- parts of a call ----------------------------------------------------------------------------------------------
 
     def encode_labels(self, labels: Any) -> torch.Tensor | None:
-        """Labels to tokens `(B, T, K)`, or `None` for an unconditional model.
-
-        Besides what [`label_ids`] takes, a floating-point tensor of shape `(B, K)` (multi-hot or soft labels) or
-        `(B, T, K)` (tokens) is taken as it is.
-
-        Raises:
-            ValueError: as [`label_ids`], or such a tensor of another shape or with a number that is not finite.
-        """
+        """Labels, as [`encode_labels`] takes them, to tokens `(B, T, K)`, or `None` for an unconditional model."""
         if labels is None and num_label_classes(self.unet.config) == 0:
             return None
         if self.num_classes == 0:
             raise ValueError("this model is unconditional, so labels must be None; use num_images_per_prompt")
-        if isinstance(labels, np.ndarray) and labels.dtype.kind == "f":
-            labels = torch.from_numpy(labels)
-        if isinstance(labels, torch.Tensor) and labels.is_floating_point():
-            tokens = labels.unsqueeze(1) if labels.ndim == 2 else labels  # (B, T, K)
-            if tokens.ndim != 3 or tokens.shape[-1] != self.num_classes:
-                raise ValueError(
-                    f"floating-point labels must have the shape (B, {self.num_classes}) or "
-                    f"(B, T, {self.num_classes}), not {tuple(labels.shape)}"
-                )
-            wrong = (~tokens.isfinite()).flatten(1).any(dim=1).nonzero()
-            if len(wrong):
-                raise ValueError(f"floating-point labels must be finite, but labels[{int(wrong[0])}] is not")
-        else:
-            tokens = label_tokens(label_ids(labels, self.id2label, self.config.max_labels), self.num_classes)
-        if not self.config.has_null_label and (tokens == 0).all(dim=-1).all(dim=-1).any():
-            raise ValueError("this model was trained without label dropout, so every picture needs a label")
-        return tokens
+        return encode_labels(labels, self.id2label, self.config.max_labels, self.config.has_null_label)
 
     def _latent_shape(self) -> tuple[int, int, int]:
         size = self.unet.config.sample_size

@@ -28,6 +28,8 @@ TINY_UNET = {
     "attention_head_dim": 8,
     "norm_num_groups": 4,
 }
+TINY_GENERATOR = {"block_out_channels": [8, 16], "latent_dim": 8, "label_dim": 4, "norm_num_groups": 4}
+TINY_CRITIC = {"block_out_channels": [8, 16]}
 PROJECTION = {"class_embed_type": "simple_projection"}
 TOKENS = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],

@@ -1,12 +1,12 @@
 """Tiny pipelines of every kind that training makes, with random weights."""
 
 import torch
-from conftest import PROJECTION, TINY_UNET, TINY_VQVAE, TOKENS
+from conftest import PROJECTION, TINY_GENERATOR, TINY_UNET, TINY_VQVAE, TOKENS
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from transformers import ResNetForImageClassification
 
-from hwdiffusion.models import build_classifier, build_unet, build_vqvae, latent_shape
-from hwdiffusion.pipelines import ClassConditionalPipeline, noise_schedule
+from hwdiffusion.models import build_classifier, build_generator, build_unet, build_vqvae, latent_shape
+from hwdiffusion.pipelines import ClassConditionalGANPipeline, ClassConditionalPipeline, noise_schedule
 
 
 NAMES = {0: "cat", 1: "dog", 2: "wild"}
@@ -66,6 +66,15 @@ def make_pipeline(kind: str = "latent", prediction_type: str = "v_prediction", *
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def make_gan(shape=(1, 8, 8), names=NAMES, max_labels: int = 1, **section) -> ClassConditionalGANPipeline:
+    torch.manual_seed(0)
+    generator = build_generator({**TINY_GENERATOR, **section}, shape, len(names)).eval()
+    for module in generator.modules():
+        if hasattr(module, "modulation") and module.modulation is not None:  # which starts at zero
+            torch.nn.init.normal_(module.modulation.weight)
+    return ClassConditionalGANPipeline(generator, names, max_labels)
 
 
 def make_classifier(pipe: ClassConditionalPipeline, names=NAMES, **contract) -> ResNetForImageClassification:
