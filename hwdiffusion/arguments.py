@@ -179,12 +179,8 @@ class VQGANArguments(TrainingArguments):
 
 
 @dataclass
-class UNetArguments(TrainingArguments):
-    """What the scripts that train a UNet share."""
-
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute the UNet's activations again in place of keeping them: less memory."}
-    )
+class JudgedArguments(TrainingArguments):
+    """What the scripts share whose pipelines are judged while they are trained."""
 
     evaluation_steps: Optional[int] = field(
         default=None, metadata={"help": "Judge samples this often, and keep the best pipeline in `best`."}
@@ -195,6 +191,15 @@ class UNetArguments(TrainingArguments):
     )
     best_metric: Literal["frechet_distance", "label_accuracy"] = field(
         default="frechet_distance", metadata={"help": "What the best pipeline is chosen by."}
+    )
+
+
+@dataclass
+class UNetArguments(JudgedArguments):
+    """What the scripts that train a UNet share."""
+
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute the UNet's activations again in place of keeping them: less memory."}
     )
 
 
@@ -275,6 +280,29 @@ class ClassifierArguments(TrainingArguments):
 
 
 @dataclass
+class WGANArguments(JudgedArguments):
+    """Flags of train_wgan.py. A step is one of the critic; `--max_train_steps` counts these."""
+
+    preset: str = field(default="digits-wgan", metadata={"help": "The name of a preset, or the path of a YAML file."})
+    critic_steps: int = field(
+        default=5, metadata={"help": "Steps of the critic for each of the generator, which is trained at the last."}
+    )
+    gradient_penalty_weight: float = field(default=10.0, metadata={"help": "The λ of the gradient penalty."})
+    critic_learning_rate: Optional[float] = field(
+        default=None, metadata={"help": "The critic's highest learning rate. Default: that of the generator."}
+    )
+
+    learning_rate: float = field(default=3e-4, metadata={"help": "The highest learning rate."})
+    lr_warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up."})
+    adam_beta1: float = field(default=0.0, metadata={"help": "AdamW's first beta."})
+    adam_beta2: float = field(default=0.9, metadata={"help": "AdamW's second beta."})
+    adam_weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})
+    max_grad_norm: float = field(
+        default=float("inf"), metadata={"help": "Gradients are clipped to this norm. Default: not at all."}
+    )
+
+
+@dataclass
 class DistillationArguments(UNetArguments):
     """Flags of train_distill.py."""
 
@@ -302,6 +330,7 @@ SCRIPTS = {
     "train_ddpm": DiffusionArguments,
     "train_ldm": LatentDiffusionArguments,
     "train_distill": DistillationArguments,
+    "train_wgan": WGANArguments,
     "train_classifier": ClassifierArguments,
 }
 
@@ -388,6 +417,20 @@ class SweepArguments(EvaluationArguments):
     def swept(self) -> dict[str, Optional[list]]:
         """What is combined, the slowest first."""
         return {key: getattr(self, key) for key in ("scheduler", "num_inference_steps", "guidance_scale")}
+
+
+@dataclass
+class CompareArguments(EvaluationArguments):
+    """Flags of `hwdiffusion compare`: those of evaluate, for runs that have no evaluation yet that compares."""
+
+    runs: list[str] = field(default_factory=list, init=False)  # named before all flags
+    given: list[str] = field(default_factory=list, init=False)  # the flags that are not left to their defaults
+
+    num_samples: int = field(
+        default=2000,
+        metadata={"help": "How many to draw of each run. Default: as many as saved evaluations have, else 2000."},
+    )
+    columns: int = field(default=4, metadata={"help": "Pictures of each label and run in compare.png."})
 
 
 @dataclass
@@ -482,9 +525,11 @@ EXAMPLES = {
     "train_ldm.py": "accelerate launch train_scripts/train_ldm.py --preset mnist-ldm --train_data_dir PICTURES",
     "train_ddpm.py": "accelerate launch train_scripts/train_ddpm.py --preset mnist-ddpm --train_data_dir PICTURES",
     "train_distill.py": "accelerate launch train_scripts/train_distill.py --teacher runs/mnist-ldm",
+    "train_wgan.py": "accelerate launch train_scripts/train_wgan.py --preset mnist-wgan --train_data_dir PICTURES",
     "train_classifier.py": "accelerate launch train_scripts/train_classifier.py --preset mnist-classifier",
     "hwdiffusion evaluate": "hwdiffusion evaluate runs/mnist-ldm --classifier runs/mnist-classifier",
     "hwdiffusion sweep": "hwdiffusion sweep runs/mnist-ldm --scheduler ddim dpmpp --num_inference_steps 10 20",
+    "hwdiffusion compare": "hwdiffusion compare runs/mnist-ldm runs/mnist-wgan --classifier runs/mnist-classifier",
     "hwdiffusion sample": 'hwdiffusion sample runs/shapes-ldm --labels "red cube,cyan sphere" --num 4 --grid',
     "hwdiffusion trajectory": "hwdiffusion trajectory runs/mnist-ldm --labels 3 8 --animation trajectory.gif",
     "hwdiffusion vary": "hwdiffusion vary runs/mnist-ldm --source_label 3 --labels 3 8",
@@ -493,4 +538,4 @@ EXAMPLES = {
 }
 
 
-EVALUATIONS = {"evaluate": EvaluationArguments, "sweep": SweepArguments}
+EVALUATIONS = {"evaluate": EvaluationArguments, "sweep": SweepArguments, "compare": CompareArguments}

@@ -84,7 +84,15 @@ def clear_unfinished(folder: Path):
         final = old.with_suffix("")
         if final.name == "best" or final.name.startswith(CHECKPOINT):
             shutil.rmtree(old) if final.exists() else os.replace(old, final)
-    for pattern in (f"{CHECKPOINT}*.part", "best.part", "artefact.part", "unet.old", "vqvae.old", "scheduler.old"):
+    for pattern in (
+        f"{CHECKPOINT}*.part",
+        "best.part",
+        "artefact.part",
+        "unet.old",
+        "vqvae.old",
+        "scheduler.old",
+        "generator.old",
+    ):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
 

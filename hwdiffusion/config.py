@@ -1,11 +1,11 @@
 """Presets and command lines to typed arguments. Nothing else in the project parses.
 
 A preset is a YAML file; with `base: NAME` it is laid on top of another. Its sections `vqvae`, `unet`,
-`noise_scheduler` and `classifier` are passed verbatim to the class of diffusers or transformers. Its other keys are
-flags of the scripts (see `arguments.py`), and a section named after a script (`train_vqgan`, `train_ldm`,
-`train_ddpm`, `train_classifier`) holds the flags of that script alone. On the command line, `--flag value` overrides a
-flag and `--section.key value` an entry of a section, for example `--unet.block_out_channels "[64, 128]"` or
-`--train_vqgan.max_train_steps 500`.
+`noise_scheduler` and `classifier` are passed verbatim to the class of diffusers or transformers, `generator` and
+`critic` to those of a GAN. Its other keys are flags of the scripts (see `arguments.py`), and a section named after a
+script (`train_vqgan`, `train_ldm`, `train_ddpm`, `train_wgan`, `train_classifier`) holds the flags of that script
+alone. On the command line, `--flag value` overrides a flag and `--section.key value` an entry of a section, for
+example `--unet.block_out_channels "[64, 128]"` or `--train_vqgan.max_train_steps 500`.
 """
 
 import copy
@@ -31,23 +31,26 @@ from hwdiffusion.arguments import (
     SAMPLERS,
     SCRIPTS,
     ClassifierArguments,
+    CompareArguments,
     DataArguments,
     DiffusionArguments,
     DistillationArguments,
     DrawingArguments,
     EvaluationArguments,
+    JudgedArguments,
     LatentDiffusionArguments,
     MachineArguments,
     TrainingArguments,
     UNetArguments,
     VQGANArguments,
+    WGANArguments,
 )
 from hwdiffusion.checkpoints import write_file
 from hwdiffusion.failures import exit_code
 from hwdiffusion.places import is_here
 
 
-MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler", "classifier")
+MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler", "classifier", "generator", "critic")
 LENGTHS = ("max_train_steps", "num_train_epochs", "max_train_seconds")  # how long a run is: one of them says it
 
 # What may differ between the runs of one folder without changing its result.
@@ -59,6 +62,7 @@ _SECTIONS_OF = {
     "train_ddpm": ["unet", "noise_scheduler"],
     "train_ldm": ["vqvae", "unet", "noise_scheduler"],
     "train_distill": [],
+    "train_wgan": ["generator", "critic"],
     "train_classifier": ["classifier", "noise_scheduler"],
 }
 # What both stages of a latent diffusion have in common.
@@ -297,6 +301,10 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
     require = _requirement(args)
     if command == "sweep" and args.run is None:
         raise InputError("name a run folder or Hub id to draw from")
+    if command == "compare" and (args.run is None or args.images is not None or args.save_images != "none"):
+        raise InputError(
+            "compare takes run folders or Hub ids before all flags, and neither --images nor --save_images"
+        )
     if (args.run is None) == (args.images is None):
         raise InputError("name a run folder or Hub id to draw from, or --images FOLDER to judge, and not both")
     if args.run is not None and args.resolution is not None:
@@ -331,13 +339,45 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
     if args.resolution is not None:
         args.resolution = [args.resolution[0], args.resolution[-1]]
     if args.output_dir is None:
-        beside = Path(args.run or args.images)
-        inside = args.run is not None and beside.is_dir()
-        name = f"{beside.name.removesuffix('.npz')}-{command}"
-        # an evaluation of chosen sets is kept beside the run's own
-        chosen = "" if args.label_sets is None else f"-{Path(args.label_sets).stem}"
-        folder = beside / {"evaluate": "evaluation"}.get(command, command) if inside else Path("runs", name)
-        args.output_dir = f"{folder}{chosen}"
+        args.output_dir = str(output_folder(command, args))
+    return args
+
+
+def output_folder(command: str, args: EvaluationArguments) -> Path:
+    """Where an evaluation or a sweep is kept: in its run's folder, if that is one."""
+    beside = Path(args.run or args.images)
+    inside = args.run is not None and beside.is_dir()
+    name = f"{beside.name.removesuffix('.npz')}-{command}"
+    # an evaluation of chosen sets is kept beside the run's own
+    chosen = "" if args.label_sets is None else f"-{Path(args.label_sets).stem}"
+    folder = beside / {"evaluate": "evaluation"}.get(command, command) if inside else Path("runs", name)
+    return folder.with_name(f"{folder.name}{chosen}")
+
+
+def parse_comparison(argv: list[str]) -> CompareArguments:
+    """The command line of `hwdiffusion compare`: run folders or Hub ids, then flags.
+
+    Raises:
+        InputError: fewer than two runs, one of them twice, an unknown flag, or a value that is not allowed.
+    """
+    count = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
+    runs, flags = argv[:count], argv[count:]
+    if {"-h", "--help"} & {*flags}:
+        _parse_flags(CompareArguments, "hwdiffusion compare", ["--help"])
+    if len(runs) < 2:
+        raise InputError("name at least two run folders or Hub ids to compare, before all flags")
+    twice = next((run for run in runs if runs.count(run) > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice} is named twice; name each run once")
+    args = parse_evaluation("compare", [*flags, "--run", runs[0]])
+    require = _requirement(args)
+    require(1 <= args.columns <= 100, "columns", "in 1 to 100")
+    if args.metrics and "cas" in args.metrics:
+        raise InputError("cas trains two classifiers for every run; take it with `hwdiffusion evaluate`")
+    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in flags if word.startswith("--")}
+    args.runs, args.given = runs, sorted(given)
+    if "output_dir" not in given:
+        args.output_dir = str(Path("runs", "compare"))
     return args
 
 
@@ -387,7 +427,7 @@ def _chosen_preset(script: str, flags: list[str]) -> str | None:
     if name == "":
         raise InputError(f"--preset needs the name of a preset: {', '.join(preset_names())}, or a .yaml file")
     if name is not None or script != "train_distill":
-        return name or TrainingArguments.preset
+        return name or SCRIPTS[script].preset
     teacher = _value_of("--teacher", flags)
     if not teacher:
         raise InputError("--teacher needs a run folder or Hub id, the pipeline to distil")
@@ -471,9 +511,14 @@ def _validate(args: TrainingArguments):
         raise InputError("give either --train_data_dir or --dataset_name, not both")
     if isinstance(args, UNetArguments):
         require(args.num_inference_steps >= 1, "num_inference_steps", "at least 1")
+    if isinstance(args, JudgedArguments):
         require(args.evaluation_steps is None or args.evaluation_steps >= 1, "evaluation_steps", "at least 1")
         if args.evaluation_steps is not None and args.evaluation_classifier is None:
             raise InputError("--evaluation_steps needs --evaluation_classifier, a folder of train_classifier.py")
+    if isinstance(args, WGANArguments):
+        require(args.critic_steps >= 1, "critic_steps", "at least 1")
+        require(0 <= args.gradient_penalty_weight < float("inf"), "gradient_penalty_weight", "at least 0")
+        require(args.critic_learning_rate is None or args.critic_learning_rate > 0, "critic_learning_rate", "positive")
     if isinstance(args, DistillationArguments):
         if not args.teacher:
             raise InputError("--teacher needs a run folder or Hub id, the pipeline to distil")

@@ -12,21 +12,22 @@ from hwdiffusion import InputError, figures, hub
 from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.comparison import batches_of, nearest_pairs, places_among
 from hwdiffusion.data import Data, load_images
-from hwdiffusion.judge import build_judge, classifier_config, trained
+from hwdiffusion.judge import Judge, build_judge, classifier_config, trained
 from hwdiffusion.label_sets import names_of, number_of_samples, read_label_sets, sets_to_draw
-from hwdiffusion.models import load_pipeline, swap_scheduler
+from hwdiffusion.models import PIPELINES, load_pipeline, swap_scheduler
 from hwdiffusion.reference import RealSide, data_arguments
 from hwdiffusion.report import as_table, write_json
 from hwdiffusion.run_folder import check_processes, current_processes, make_folder, use_all_cores
-from hwdiffusion.samples import Samples, sampling_defaults, save_npz
+from hwdiffusion.samples import Samples, sampling_defaults, save_npz, scheduler_name
 
 
-def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
+def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge | None = None) -> dict:
     """Measure a run, or pictures; the report is returned, printed and written as `evaluation.json`, for a run also
     into its folder and its card. All processes draw, the main one measures.
 
     Args:
         train_classifier: `train` of train_classifier.py, for an extractor that isn't given, and for CAS.
+        judge: whose real side is the run's. Default: the one that the arguments ask for.
 
     Raises:
         InputError: before any sample is drawn, where the sides don't fit together.
@@ -41,13 +42,13 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable) -> dict:
         labelled = bool((pictures.labels >= 0).any())
         class_names, count = pictures.class_names if labelled else [], len(pictures)
     else:
-        pipe = load_pipeline(args.run, device)
+        pipe = load_pipeline(args.run, device, PIPELINES)
         choose_scheduler(pipe, args.scheduler)
         check_sampling(pipe, args)
         sets = None if args.label_sets is None else read_label_sets(args.label_sets, pipe)
         class_names = list(pipe.id2label.values())
         count = number_of_samples(args, sets)
-    judge = build_judge(args, pipe, class_names, count, train_classifier, device)
+    judge = judge or build_judge(args, pipe, class_names, count, train_classifier, device)
     make_folder(output_dir)
     if pipe is not None:
         pictures = Samples(output_dir, pipe, args, sets_to_draw(pipe, judge.real.held_out) if sets is None else sets)
@@ -93,7 +94,7 @@ def start(args: EvaluationArguments) -> torch.device:
     use_all_cores(processes.device)
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder")
-    ours = ("*evaluation.json", "sweep.json", "samples-*", "classifier-*", "cas-*", "samples*")
+    ours = ("*evaluation.json", "sweep.json", "compare.json", "samples-*", "classifier-*", "cas-*", "samples*")
     folder = Path(args.output_dir)
     if folder.is_dir() and any(folder.iterdir()) and not any(any(folder.glob(pattern)) for pattern in ours):
         raise InputError(f"--output_dir {folder} holds something else than an evaluation; name another folder")
@@ -115,6 +116,8 @@ def start(args: EvaluationArguments) -> torch.device:
 
 def choose_scheduler(pipe, name: str | None):
     """Give a pipeline the scheduler that was asked for, if any was."""
+    if name is not None and scheduler_name(pipe) is None:
+        raise InputError(f"--scheduler {name} is for diffusion models; a GAN draws in one pass")
     try:
         if name is not None:
             swap_scheduler(pipe, name)

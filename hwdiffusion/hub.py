@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 from hwdiffusion import InputError, RunError, __version__
 from hwdiffusion.config import Config
-from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.pipelines import ClassConditionalGANPipeline, ClassConditionalPipeline
 from hwdiffusion.samples import weights_digest
 from hwdiffusion.sources import few
 
@@ -22,13 +22,13 @@ _CARD = """---
 # {title}
 
 {what}, {origin} with `hwdiffusion` {version}.
-All components are stock [diffusers](https://github.com/huggingface/diffusers) classes.
+{components}
 
 ![samples](samples.png)
 
 ## Use
 
-With diffusers and transformers alone; the repository carries the source of its pipeline, one file, which
+With diffusers and transformers alone; the repository carries the source of its {carried}, which
 `trust_remote_code` runs:
 
 ```python
@@ -41,17 +41,17 @@ image = pipe({call}).images[0]
 With the package, nothing of the repository is run:
 
 ```python
-from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.pipelines import {pipeline}
 
-pipe = ClassConditionalPipeline.from_pretrained("{repository}")
+pipe = {pipeline}.from_pretrained("{repository}")
 ```
 
 ## Training
 
 {data}.
 
-{steps} steps of {batch} pictures a process; the weights are {weights}. The picture above has one row a {row}, drawn
-with the pipeline's defaults: {scheduler}, {inference_steps} steps, guidance {guidance}.
+{steps} {steps_of} {batch} pictures a process; the weights are {weights}. The picture above has one row a {row}, drawn
+{drawn}.
 
 The whole configuration:
 
@@ -134,25 +134,27 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
     """Write `README.md` into the run folder: what the model is, how to load it, what it was trained on and how."""
     args, output_dir = config.args, Path(config.args.output_dir)
     names = list(pipeline.id2label.values())
-    space = "pixels" if pipeline.vqvae is None else f"the latent space of its {type(pipeline.vqvae).__name__}"
-    most = pipeline.config.max_labels
-    kind, example, row = "An unconditional diffusion model", None, "label"
+    of_a_gan = isinstance(pipeline, ClassConditionalGANPipeline)
+    said = _said_of_a_gan(config) if of_a_gan else _said_of_a_diffusion(pipeline)
+    model, most = said.pop("kind"), pipeline.config.max_labels
+    kind, example, row = f"An unconditional {model}", None, "label"
     if names:
-        kind, example = f"A class-conditional diffusion model of {len(names)} classes", names[min(3, len(names) - 1)]
+        kind, example = f"A class-conditional {model} of {len(names)} classes", names[min(3, len(names) - 1)]
     if most > 1:  # neighbours among the names are often alike
         kind, example, row = f"{kind}, in sets of at most {most}", [names[0], names[-1]], "set of labels"
     on_hub = args.dataset_name is not None and "/" in args.dataset_name
     metadata = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
-        tags=["hwdiffusion", "diffusion", *(["class-conditional"] if names else [])],
+        tags=["hwdiffusion", "gan" if of_a_gan else "diffusion", *(["class-conditional"] if names else [])],
         datasets=[args.dataset_name] if on_hub else None,
     )
     card = _CARD.format(
         metadata=metadata.to_yaml(),
         title=output_dir.resolve().name,
-        what=f"{kind}, on {space}, for pictures of {'x'.join(map(str, pipeline.image_size))}",
+        what=f"{kind}, on {said.pop('space')}, for pictures of {'x'.join(map(str, pipeline.image_size))}",
         origin=_origin(args),
+        pipeline=type(pipeline).__name__,
         version=__version__,
         repository=output_dir.resolve().name,
         call=f"labels=[{example!r}]" if names else "",
@@ -161,12 +163,10 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         steps=steps,
         batch=args.train_batch_size * args.gradient_accumulation_steps,
         weights="averaged over training (EMA)" if args.use_ema else "those of the last step",
-        scheduler=type(pipeline.scheduler).__name__,
-        inference_steps=pipeline.config.default_num_inference_steps,
-        guidance=pipeline.config.default_guidance_scale,
+        **said,
         config=yaml.safe_dump(_without_paths(config), sort_keys=False),
     )
-    evaluation = _evaluation_of(output_dir)
+    evaluation = _evaluation_of(output_dir, type(pipeline))
     ModelCard(card).save(output_dir / "README.md")
     if evaluation is not None:
         add_to_card(output_dir, evaluation)
@@ -175,6 +175,31 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
 def _origin(args) -> str:
     teacher = getattr(args, "teacher", None)
     return "trained from scratch" if teacher is None else f"distilled from {Path(teacher).name}"
+
+
+def _said_of_a_diffusion(pipeline: ClassConditionalPipeline) -> dict[str, str]:
+    config = pipeline.config
+    return {
+        "kind": "diffusion model",
+        "space": "pixels" if pipeline.vqvae is None else f"the latent space of its {type(pipeline.vqvae).__name__}",
+        "components": "All components are stock [diffusers](https://github.com/huggingface/diffusers) classes.",
+        "carried": "pipeline, one file",
+        "steps_of": "steps of",
+        "drawn": f"with the pipeline's defaults: {type(pipeline.scheduler).__name__}, "
+        f"{config.default_num_inference_steps} steps, guidance {config.default_guidance_scale}",
+    }
+
+
+def _said_of_a_gan(config: Config) -> dict[str, str]:
+    return {
+        "kind": "generator",
+        "space": "pixels",
+        "components": "It is that of a Wasserstein GAN with gradient penalty (Gulrajani et al. 2017), and was trained "
+        "against a\nprojection critic (Miyato and Koyama 2018).",
+        "carried": "pipeline and of its generator, a file each",
+        "steps_of": f"steps of the critic, {config.args.critic_steps} to one of the generator, each of",
+        "drawn": "in one pass of the generator",
+    }
 
 
 _EVALUATION, _END_OF_EVALUATION = "<!-- evaluation -->", "<!-- end of evaluation -->"
@@ -194,7 +219,7 @@ def add_to_card(run: Path, evaluation: str):
     part.replace(path)
 
 
-def _evaluation_of(run: Path) -> str | None:
+def _evaluation_of(run: Path, cls: type) -> str | None:
     """The evaluation in a run's card, if it is of these very weights."""
     card, report = run / "README.md", run / "evaluation.json"
     if not card.is_file() or not report.is_file():
@@ -202,7 +227,7 @@ def _evaluation_of(run: Path) -> str | None:
     evaluated = json.loads(report.read_text(encoding="utf-8"))["sampling"]["weights_sha256"]
     text = card.read_text(encoding="utf-8")
     # of the weights that are saved: those in memory are not averaged
-    if evaluated != weights_digest(ClassConditionalPipeline.from_pretrained(run)) or _END_OF_EVALUATION not in text:
+    if evaluated != weights_digest(cls.from_pretrained(run)) or _END_OF_EVALUATION not in text:
         return None
     section = text.split(_EVALUATION, 1)[1].split(_END_OF_EVALUATION, 1)[0]
     return section.strip().removeprefix("## Evaluation").strip()
@@ -247,7 +272,7 @@ def _upload(run: Path, repo_id: str, private: bool) -> str:
         "evaluation.json",
         "config.json",
         "model*.safetensors*",
-        *(f"{name}/*" for name in ("unet", "scheduler", "vqvae", "classifier", "guidance_unet")),
+        *(f"{name}/*" for name in ("unet", "scheduler", "vqvae", "classifier", "guidance_unet", "generator")),
     ]
     paths = sorted({path.relative_to(run).as_posix() for pattern in patterns for path in run.glob(pattern)})
     contents = {path: card.encode() if path == "README.md" else run / path for path in paths}

@@ -15,7 +15,7 @@ from hwdiffusion.data import Data
 from hwdiffusion.extractors import load_extractor
 from hwdiffusion.label_sets import labels_in_turn, sets_to_draw
 from hwdiffusion.metrics import MANIFOLD_PICTURES
-from hwdiffusion.pipelines import ClassConditionalPipeline, num_label_classes
+from hwdiffusion.pipelines import num_label_classes
 from hwdiffusion.reference import RealSide, load_real_side
 from hwdiffusion.run_folder import current_processes
 from hwdiffusion.samples import CHUNK, Samples, draw, image_mode_of
@@ -115,8 +115,8 @@ class TrainingJudge:
     """Judges a pipeline while it is trained, on the held-out pictures: always the same labels and seeds.
 
     Args:
-        args: the [`DiffusionArguments`] of the run.
-        class_names: of the labels that the UNet takes; empty if it takes none.
+        args: the [`JudgedArguments`] of the run.
+        class_names: of the labels that the model takes; empty if it takes none.
 
     Raises:
         InputError: the classifier doesn't fit the pictures or their number.
@@ -130,16 +130,21 @@ class TrainingJudge:
         if class_names and extractor.class_names is not None:
             wanted.add("labels")
         elif args.best_metric == "label_accuracy":
-            raise InputError("--best_metric label_accuracy needs a UNet and a classifier that know labels")
+            raise InputError("--best_metric label_accuracy needs a model and a classifier that know labels")
         real = RealSide(data.validation, None, describe(args), "held-out", trained_on=False)
         what, count = f"--evaluation_classifier {args.evaluation_classifier}", args.evaluation_samples
         names, dimension = extractor.class_names, extractor.dimension
         check_extractor(EvaluationArguments(), what, names, dimension, class_names, count, real, wanted)
         self.judge, self.count, self.seed = Judge(real, extractor, wanted, args.seed), count, args.seed
         sha = extractor.describe()["weights_sha256"]
+        self.by_labels = args.best_metric == "label_accuracy"
         self.identity = {"n": count, "classifier_sha256": sha, "best_metric": args.best_metric}
 
-    def __call__(self, pipe: ClassConditionalPipeline) -> dict[str, float]:
+    def rank(self, measured: dict[str, float]) -> float:
+        """The higher, the better is what was measured."""
+        return measured["eval_label_accuracy"] if self.by_labels else -measured["eval_frechet_distance"]
+
+    def __call__(self, pipe) -> dict[str, float]:
         """All processes must call it; each draws its share, and all have the figures."""
         pipe.set_progress_bar_config(disable=True)
         names = list(pipe.id2label.values())

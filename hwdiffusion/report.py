@@ -62,7 +62,7 @@ def as_table(report: dict, markdown: bool = False) -> str:
     sampling = report["sampling"]
     drawn = "pictures"
     if sampling is not None:
-        drawn = "samples ({scheduler}, {num_inference_steps} steps, guidance {guidance_scale})".format(**sampling)
+        drawn = f"samples ({how_drawn(sampling)})"
         if sampling.get("label_sets", {}).get("file"):
             drawn += " of the {sets} sets of {file} by {seeds} seeds each".format(**sampling["label_sets"])
     about = (
@@ -81,11 +81,88 @@ def as_table(report: dict, markdown: bool = False) -> str:
     return "\n".join([about, *lines])
 
 
+def how_drawn(sampling: dict) -> str:
+    """How samples were drawn, in a few words."""
+    if sampling["scheduler"] is None:
+        return "one pass of the generator"
+    return "{scheduler}, {num_inference_steps} steps, guidance {guidance_scale}".format(**sampling)
+
+
 def _share(scores: dict) -> str:
     """An accuracy, with its interval over seeds if it has one."""
     if "mean" not in scores:
         return f"{scores['accuracy']:.4f}"
     return "{:.4f} ({:.4f}–{:.4f})".format(scores["mean"], *scores["mean_95"])
+
+
+def _accuracy(report: dict) -> str:
+    """Label accuracy with its interval: over seeds, if sets were drawn by several."""
+    labels = report["labels"]
+    if "by_size" in labels and "over_seeds" not in labels:  # labels of one picture aren't independent
+        return f"{labels['accuracy']:.4f}"
+    interval = labels.get("over_seeds", {}).get("mean_95", labels["accuracy_95"])
+    return "{:.4f} ({:.3f}–{:.3f})".format(labels["accuracy"], *interval)
+
+
+def comparison_table(rows: list[dict], device: str) -> str:
+    """Runs for reading: a line a measure, a column a run, and one of real pictures, in Markdown.
+
+    Args:
+        rows: a report each, with `run`, `parameters`, `training` and `speed`.
+        device: on which samples were drawn.
+    """
+    first, floor = rows[0], rows[0]["floor"]
+    lines: list[tuple[str, Callable[[dict], str], str]] = [("sampling", lambda row: how_drawn(row["sampling"]), "")]
+
+    def of_both(name: str, part: str, key: str, layout: str = "{:.4f}"):
+        real = layout.format(floor[part][key]) if part in floor else ""
+        lines.append((name, lambda row: layout.format(row[part][key]), real))
+
+    if "labels" in first:
+        real = f"{floor['labels']['accuracy']:.4f}" if "labels" in floor else ""
+        lines.append(("label accuracy (95 %)", _accuracy, real))
+        of_both("worst class", "labels", "worst_class", "{:.3f}")
+    if "distances" in first:
+        of_both("Fréchet distance", "distances", "frechet_distance", "{:.3f}")
+        of_both("kernel distance", "distances", "kernel_distance", "{:.2e}")
+    if "manifold" in first:
+        for name in ("precision", "recall", "coverage"):
+            of_both(name, "manifold", name, "{:.3f}")
+    if "memorisation" in first:
+        for name, key, real in (
+            ("distance to the nearest training picture, ratio", "ratio", "1"),
+            ("share of copies", "share_of_copies", "0.01"),
+        ):
+            lines.append((name, lambda row, key=key: f"{row['memorisation']['features'][key]:.3f}", real))
+    lines.append(("parameters", lambda row: f"{row['parameters'] / 1e6:.2f} M", ""))
+    for name, key, layout in (
+        ("training seconds", "seconds", "{:.0f}"),
+        ("training pictures seen", "images", "{:,}"),
+        ("training memory (GiB)", "peak_memory_gb", "{:.2f}"),
+    ):
+        if any(key in row["training"] for row in rows):
+            lines.append((name, lambda row, key=key, layout=layout: _known(row["training"], key, layout), ""))
+    lines.append((f"pictures a second ({device})", lambda row: f"{row['speed']['images_per_second']:.3g}", ""))
+    if any("memory_gb" in row["speed"] for row in rows):
+        lines.append(("sampling memory (GiB)", lambda row: _known(row["speed"], "memory_gb", "{:.2f}"), ""))
+
+    reference, extractor = first["reference"], first["extractor"]
+    about = (
+        f"{first['n']} samples of each, against {reference['n']} pictures of {reference['name']} "
+        f"({reference['split']}), by the extractor {extractor['extractor']} {extractor['model']}; pictures a second "
+        f"are of {first['speed']['n']} in one batch, one run after another"
+    )
+    given = [row["run"] for row in rows if "autoencoder" in row["training"]]
+    if given:
+        about += f"; the training of the autoencoder that {', '.join(given)} was given isn't counted"
+    head = ["", *(row["run"] for row in rows), "real"]
+    table = [head, ["---"] * len(head)]
+    table += [[name, *(cell(row) for row in rows), real] for name, cell, real in lines]
+    return "\n".join([f"{about}.", "", *(f"| {' | '.join(cells)} |" for cells in table)])
+
+
+def _known(of: dict, key: str, layout: str) -> str:
+    return layout.format(of[key]) if key in of else "unknown"
 
 
 def sweep_table(rows: list[dict]) -> str:
@@ -97,10 +174,7 @@ def sweep_table(rows: list[dict]) -> str:
     }
     first = rows[0]
     if "labels" in first:
-        columns["label accuracy (95 %)"] = lambda row: "{:.4f} ({:.3f}–{:.3f})".format(
-            row["labels"]["accuracy"],
-            *row["labels"].get("over_seeds", {}).get("mean_95", row["labels"]["accuracy_95"]),
-        )
+        columns["label accuracy (95 %)"] = _accuracy
         columns["worst class"] = lambda row: f"{row['labels']['worst_class']:.3f}"
     if "distances" in first:
         columns["Fréchet distance"] = lambda row: f"{row['distances']['frechet_distance']:.3f}"

@@ -21,7 +21,7 @@ from hwdiffusion.config import LENGTHS, Config
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "loss.png", "samples.png", "samples", "hwdiffusion", "README.md",
              f"{CHECKPOINT}*", "best", "best.*", "artefact.part", "latents.safetensors*", "first-stage",
-             "model_index.json", "pipeline_*.py", "unet", "vqvae", "scheduler", "config.json",
+             "model_index.json", "pipeline_*.py", "unet", "vqvae", "scheduler", "generator", "config.json",
              "diffusion_pytorch_model*", "model*.safetensors*", "evaluation", "evaluation.json",
              "sweep", "classifier-*")  # fmt: skip
 LOCK_FILE = ".lock"
@@ -123,7 +123,7 @@ def _what_depends_on_the_end(config: Config, state: dict | None) -> str | None:
     if args.max_train_seconds is not None:
         return "its steps are fitted to the time"
     lengths = [args.max_train_steps, None if state is None else state["max_steps"]]
-    shortest = min(filter(None, lengths), default=0)
+    shortest = min(filter(None, lengths), default=0) // getattr(args, "critic_steps", 1)  # of a generator its own
     if args.lr_scheduler == "constant_with_warmup" and shortest < 2 * args.lr_warmup_steps:
         return "its warm-up takes at most half of the run"
     return None

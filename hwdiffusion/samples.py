@@ -23,6 +23,7 @@ from hwdiffusion.arguments import CHUNK, EvaluationArguments
 from hwdiffusion.checkpoints import replace_folder
 from hwdiffusion.label_sets import every_label, labels_in_turn, names_of, number_of_samples
 from hwdiffusion.pipelines import label_tokens
+from hwdiffusion.report import how_drawn
 from hwdiffusion.sources import METADATA_FILE
 
 
@@ -61,7 +62,7 @@ class Samples:
         steps, guidance = sampling_defaults(pipe, args)
         self.sets = sets
         self.settings = {
-            "scheduler": type(pipe.scheduler).__name__,
+            "scheduler": scheduler_name(pipe),
             "num_inference_steps": steps,
             "guidance_scale": guidance,
             "seed": args.seed,
@@ -75,8 +76,9 @@ class Samples:
                 "seeds": self.repetitions,
                 "sha256": hashlib.sha256(f"{sets.tolist()}".encode()).hexdigest()[:16],
             }
-        scheduler = json.dumps({key: str(value) for key, value in pipe.scheduler.config.items()}, sort_keys=True)
-        self.settings["scheduler_sha256"] = hashlib.sha256(scheduler.encode()).hexdigest()[:16]
+        if self.settings["scheduler"] is not None:
+            scheduler = json.dumps({key: str(value) for key, value in pipe.scheduler.config.items()}, sort_keys=True)
+            self.settings["scheduler_sha256"] = hashlib.sha256(scheduler.encode()).hexdigest()[:16]
         key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = output_dir / f"samples-{key[:12]}"
         self.count = number_of_samples(args, sets)
@@ -90,7 +92,7 @@ class Samples:
 
     def describe(self) -> str:
         """How they are drawn, in a few words."""
-        return "{scheduler}, {num_inference_steps} steps, guidance {guidance_scale}".format(**self.settings)
+        return how_drawn(self.settings)
 
     def draw(self, pipe, processes: PartialState):
         """Draw what is not there yet; the processes share the work."""
@@ -162,11 +164,22 @@ class Samples:
         shutil.rmtree(self.folder)
 
 
+def networks(pipe) -> list[torch.nn.Module]:
+    """What of a pipeline has weights."""
+    names = ("unet", "vqvae", "classifier", "guidance_unet", "generator")
+    return [getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None]
+
+
+def scheduler_name(pipe) -> str | None:
+    """Of the class of its scheduler; `None` for a GAN, which has none."""
+    return type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None
+
+
 def weights_digest(pipe) -> str:
     """The first digits of the SHA-256 of a pipeline's weights."""
     digest = hashlib.sha256()
-    for component in (pipe.unet, pipe.vqvae, pipe.classifier, pipe.guidance_unet):
-        for _, tensor in sorted(component.state_dict().items()) if component is not None else []:
+    for component in networks(pipe):
+        for _, tensor in sorted(component.state_dict().items()):
             digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -221,13 +234,12 @@ def save_npz(path: Path, batches: Iterable, class_names: list[str], count: int |
 
 
 def sampling_defaults(pipe, args: EvaluationArguments) -> tuple[int, float]:
-    """The number of steps and the guidance that the arguments ask for, or else the pipeline's own."""
+    """The number of steps and the guidance that the arguments ask for, or else the pipeline's own: 1 of a GAN."""
     steps, guidance = args.num_inference_steps, args.guidance_scale
-    steps = pipe.config.default_num_inference_steps if steps is None else steps
-    return steps, pipe.config.default_guidance_scale if guidance is None else guidance
+    steps = pipe.config.get("default_num_inference_steps", 1) if steps is None else steps
+    return steps, pipe.config.get("default_guidance_scale", 1.0) if guidance is None else guidance
 
 
 def image_mode_of(pipe) -> str:
     """`L` or `RGB`, by the channels of a pipeline's pictures."""
-    config = pipe.unet.config if pipe.vqvae is None else pipe.vqvae.config
-    return "L" if config.out_channels == 1 else "RGB"
+    return "L" if pipe.image_channels == 1 else "RGB"

@@ -19,11 +19,21 @@ class TrainedModel:
         args: the [`TrainingArguments`].
         ema: keep an average of the weights.
         starts_at: the part of the run after which its training starts; its learning-rate schedule spans the rest.
+        every: it is trained at every so many steps of the run, which are those that its schedule counts.
     """
 
-    def __init__(self, accelerator: Accelerator, model, learning_rate: float, args, ema: bool, starts_at: float = 0.0):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model,
+        learning_rate: float,
+        args,
+        ema: bool,
+        starts_at: float = 0.0,
+        every: int = 1,
+    ):
         self.accelerator, self.args = accelerator, args
-        self.learning_rate, self.starts_at = learning_rate, starts_at
+        self.learning_rate, self.starts_at, self.every = learning_rate, starts_at, every
         optimizer = build_optimizer(
             model.parameters(),
             args.use_8bit_adam,
@@ -39,6 +49,7 @@ class TrainedModel:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)  # wrapped for distributed training
         self.lr_scheduler: Any = None
         self.skipped = False  # whether the last update was left out, because it was not finite
+        self._trained = False  # in this step, which then counts for the average
 
     @property
     def stock(self) -> torch.nn.Module:
@@ -46,8 +57,8 @@ class TrainedModel:
         return self.accelerator.unwrap_model(self.model)
 
     def schedule(self, steps: int):
-        """Begin a learning-rate schedule of so many steps."""
-        steps = max(1, steps)
+        """Begin the learning-rate schedule of so many steps of the run."""
+        steps = max(1, steps // self.every)
         for group in self.optimizer.param_groups:
             group.pop("initial_lr", None)
             group["lr"] = self.learning_rate
@@ -76,6 +87,7 @@ class TrainedModel:
         self.accelerator.backward(loss)
         if not self.accelerator.sync_gradients:
             return None
+        self._trained = True
         # of this optimizer only: another model's micro-batches may not be complete yet
         self.accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
@@ -96,7 +108,8 @@ class TrainedModel:
         return next(average for own, average in pairs if own is parameter)
 
     def update_average(self):
-        if self.ema is None:
+        trained, self._trained = self._trained, False
+        if self.ema is None or not trained:
             return
         # what the optimizer doesn't train, a codebook of moving averages, EMAModel would copy
         pairs = [pair for pair in zip(self.model.parameters(), self.ema.shadow_params) if not pair[0].requires_grad]

@@ -133,16 +133,23 @@ class Trainer:
     # -- models and other state ---------------------------------------------------------------------------------------
 
     def add_model(
-        self, name: str, model: torch.nn.Module, learning_rate: float, ema: bool = True, starts_at: float = 0.0
+        self,
+        name: str,
+        model: torch.nn.Module,
+        learning_rate: float,
+        ema: bool = True,
+        starts_at: float = 0.0,
+        every: int = 1,
     ) -> torch.nn.Module:
         """Register a model for training by AdamW; the wrapped model is returned.
 
         With `ema` an average of its weights is kept, if the run wants one, and is what `save` and `preview` see.
         `starts_at` is the part of the run after which its training starts; its learning-rate schedule spans the rest.
+        With `every` it is trained at every so many steps only, which are those that its schedule counts.
         """
         model.to(self.device).train()
         ema = ema and self.args.use_ema
-        trained = TrainedModel(self.accelerator, model, learning_rate, self.args, ema, starts_at)
+        trained = TrainedModel(self.accelerator, model, learning_rate, self.args, ema, starts_at, every)
         self._models[name] = trained
         return trained.model
 

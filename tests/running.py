@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from conftest import PROJECTION, TINY_UNET, TINY_VQVAE
+from conftest import PROJECTION, TINY_CRITIC, TINY_GENERATOR, TINY_UNET, TINY_VQVAE
 
 from hwdiffusion.checkpoints import STATE_FILE
 from hwdiffusion.figures import read_metrics
-from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm, train_vqgan
+from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm, train_vqgan, train_wgan
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +21,7 @@ MAIN = {
     "train_vqgan": train_vqgan.main,
     "train_ddpm": train_ddpm.main,
     "train_ldm": train_ldm.main,
+    "train_wgan": train_wgan.main,
     "train_classifier": train_classifier.main,
 }
 TINY_PRESET = {
@@ -31,6 +32,8 @@ TINY_PRESET = {
     "vqvae": TINY_VQVAE,
     "unet": {**TINY_UNET, **PROJECTION},
     "noise_scheduler": {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+    "generator": TINY_GENERATOR,
+    "critic": TINY_CRITIC,
     "classifier": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
     "lr_warmup_steps": 5,
     "max_train_steps": 40,
@@ -41,6 +44,7 @@ TINY_PRESET = {
     "random_flip": True,
     "train_vqgan": {"discriminator_weight": 0.5, "discriminator_start": 0.2, "discriminator_channels": 8,
                     "codebook_restart_steps": 3},
+    "train_wgan": {"critic_steps": 2},
 }  # fmt: skip
 
 

@@ -323,7 +323,7 @@ def test_an_unconditional_model_is_judged_without_labels(world, capsys):
     argv += ["--evaluation_steps", "1", "--evaluation_samples", "60"]
     argv += ["--evaluation_classifier", str(world["classifier"])]
     assert train_ddpm.main([*argv, "--best_metric", "label_accuracy"]) == 2
-    assert "--best_metric label_accuracy needs a UNet" in capsys.readouterr().err
+    assert "--best_metric label_accuracy needs a model" in capsys.readouterr().err
     assert train_ddpm.main(argv) == 0
     assert "eval_label_accuracy" not in (run / "metrics.jsonl").read_text()
     report = evaluate_run(world, run / "checkpoint-2", "of-unconditional")

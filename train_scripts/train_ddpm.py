@@ -86,14 +86,9 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
         pipeline.unet.enable_gradient_checkpointing()
     unet = trainer.add_model("unet", pipeline.unet, args.learning_rate)
 
-    def rank(measured) -> float:
-        return measured["eval_label_accuracy"] if by_labels else -measured["eval_frechet_distance"]
-
-    by_labels = args.best_metric == "label_accuracy"
-    evaluation = (
-        None if judge is None else Evaluation(args.evaluation_steps, lambda: judge(pipeline), rank, judge.identity)
-    )
-
+    evaluation = None
+    if judge is not None:
+        evaluation = Evaluation(args.evaluation_steps, lambda: judge(pipeline), judge.rank, judge.identity)
     sets = sets_to_draw(pipeline, data.validation)
 
     def preview():
