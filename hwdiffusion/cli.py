@@ -29,6 +29,17 @@ def sweep(argv: list[str]):
     sweep(args, train_classifier.train)
 
 
+def compare(argv: list[str]):
+    """Put several runs side by side: one table and one picture."""
+    from hwdiffusion.config import parse_comparison
+
+    args = parse_comparison(argv)
+    from hwdiffusion.compare import compare
+    from hwdiffusion.train_scripts import train_classifier
+
+    compare(args, train_classifier.train)
+
+
 def presets(argv: list[str]):
     """List the presets with their sizes and scores; `presets show NAME` prints one."""
     parser = _parser("presets", "hwdiffusion presets show mnist-ldm")
@@ -47,8 +58,8 @@ def presets(argv: list[str]):
 
 
 def train(argv: list[str]):
-    """Train a model: `train ldm`, `ddpm`, `vqgan`, `distill` or `classifier`, with the flags of its script."""
-    kinds = ("ldm", "ddpm", "vqgan", "distill", "classifier")
+    """Train a model: `train ldm`, `ddpm`, `wgan`, `vqgan`, `distill` or `classifier`, with the flags of its script."""
+    kinds = ("ldm", "ddpm", "wgan", "vqgan", "distill", "classifier")
     if not argv or argv[0] not in kinds:
         if argv in (["-h"], ["--help"]):
             print(
@@ -141,6 +152,7 @@ COMMANDS = {
     "sample": sample,
     "evaluate": evaluate,
     "sweep": sweep,
+    "compare": compare,
     "trajectory": trajectory,
     "vary": vary,
     "inpaint": inpaint,

@@ -24,9 +24,9 @@ from hwdiffusion.checkpoints import replace_folder
 from hwdiffusion.evaluation import choose_scheduler
 from hwdiffusion.figures import denoising, evenly, image_grid, write_animation
 from hwdiffusion.label_sets import labels_in_turn
-from hwdiffusion.models import load_pipeline
+from hwdiffusion.models import PIPELINES, load_pipeline
 from hwdiffusion.pipelines import label_ids
-from hwdiffusion.samples import as_picture, draw, save_pngs
+from hwdiffusion.samples import as_picture, draw, sampling_defaults, save_pngs
 
 
 def draw_samples(args: SampleArguments):
@@ -38,7 +38,7 @@ def draw_samples(args: SampleArguments):
     labels, names = _labels(args, pipe)
     sets = label_ids(labels, pipe.id2label, pipe.config.max_labels) if labels else None  # (S, T)
     count = args.num * max(1, len(labels))
-    steps, scale = pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale
+    steps, scale = sampling_defaults(pipe, args)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         bar = tqdm(total=count, unit="img", desc="sampling")
@@ -153,18 +153,16 @@ def _pipeline(args: DrawingArguments):
             _check_writable(getattr(args, flag), flag, folder=isinstance(args, SampleArguments) and not args.grid)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        pipe = load_pipeline(args.run, torch.device(device))
+        kinds = PIPELINES if isinstance(args, SampleArguments) else PIPELINES[:1]  # the others draw in steps
+        pipe = load_pipeline(args.run, torch.device(device), kinds)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} is not there: {' '.join(str(error).split())[:100]}") from error
     choose_scheduler(pipe, args.scheduler)
-    for name, default in (("num_inference_steps", args.num_inference_steps), ("guidance_scale", args.guidance_scale)):
-        if default is not None:
-            pipe.register_to_config(**{f"default_{name}": default})
-    _drawn(
-        pipe.check_inputs,
-        num_inference_steps=pipe.config.default_num_inference_steps,
-        guidance_scale=pipe.config.default_guidance_scale,
-    )
+    steps, scale = sampling_defaults(pipe, args)
+    _drawn(pipe.check_inputs, num_inference_steps=steps, guidance_scale=scale)
+    for name, value in (("default_num_inference_steps", steps), ("default_guidance_scale", scale)):
+        if name in pipe.config:
+            pipe.register_to_config(**{name: value})
     return pipe
 
 

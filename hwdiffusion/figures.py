@@ -55,6 +55,22 @@ def image_grid(
     return grid
 
 
+def beside_each_other(pictures: Sequence[Image.Image], titles: Sequence[str], gap: int = 12) -> Image.Image:
+    """Pictures in a row on a white ground, at the bottom, each with its title above its right end."""
+    font = ImageFont.load_default(size=14)
+    widths = [max(picture.width, round(font.getlength(title)) + gap) for picture, title in zip(pictures, titles)]
+    top = 2 * font.size
+    height = max(picture.height for picture in pictures)
+    row = Image.new("RGB", (sum(widths) + gap * (len(widths) - 1), top + height), "white")
+    draw = ImageDraw.Draw(row)
+    right = -gap
+    for picture, title, width in zip(pictures, titles, widths):
+        right += gap + width
+        row.paste(picture, (right - picture.width, top + height - picture.height))
+        draw.text((right - gap // 3, top // 2), title, "black", font, anchor="rm")
+    return row
+
+
 def sample_grid(
     pipeline, seed: int, sets: torch.Tensor | None = None, rows: int = 10, columns: int = 8
 ) -> Image.Image:

@@ -6,10 +6,16 @@ from importlib import resources
 import yaml
 
 from hwdiffusion.config import load_preset, preset_names
-from hwdiffusion.models import build_unet, build_vqvae, latent_shape
+from hwdiffusion.models import build_critic, build_generator, build_unet, build_vqvae, latent_shape
 
 
-MADE_BY = {"train_ldm": "ldm", "train_ddpm": "ddpm", "train_vqgan": "vqgan", "train_classifier": "classifier"}
+MADE_BY = {
+    "train_ldm": "ldm",
+    "train_ddpm": "ddpm",
+    "train_wgan": "wgan",
+    "train_vqgan": "vqgan",
+    "train_classifier": "classifier",
+}
 
 
 def describe_presets(names: list[str] | None = None) -> list[dict]:
@@ -29,6 +35,9 @@ def _describe(name: str) -> dict:
         parameters["vqvae"], shape = _count(vqvae), latent_shape(vqvae, (height, width))
     if "unet" in preset:
         parameters["unet"] = _count(build_unet(preset["unet"], shape, 10))  # some number of labels: they are few
+    for model, build in (("generator", build_generator), ("critic", build_critic)):
+        if model in preset:
+            parameters[model] = _count(build(preset[model], shape, 10))
     return {
         "name": name,
         "trains": [MADE_BY[script] for script in scripts],

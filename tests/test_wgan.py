@@ -69,7 +69,7 @@ def ring(count: int, generator: torch.Generator) -> torch.Tensor:
 def test_a_ring_of_gaussians_is_learned_steadily():
     """All eight are found, and the gap, which estimates the distance, shrinks and stays small to the end.
 
-    λ is 0.1, because with 10 it takes ten times as many steps.
+    λ is 0.1, because with 10 it takes far more steps.
     """
     torch.manual_seed(0)
     draws = torch.Generator().manual_seed(0)
