@@ -217,7 +217,8 @@ def test_an_unknown_preset_flag_or_key(script, fails, tmp_path, capsys):
     assert "did you mean digits?" in capsys.readouterr().err
     assert "did you mean --learning_rate?" in fails(script, "--learnin_rate", "1")
     assert "did you mean resolution?" in fails(script, preset={"resolutions": 16})
-    key = {"train_vqgan": "vqvae.norm_num_groups", "train_classifier": "classifier.hidden_sizes"}
+    key = {"train_vqgan": "vqvae.norm_num_groups", "train_classifier": "classifier.hidden_sizes",
+           "train_wgan": "generator.norm_num_groups"}  # fmt: skip
     key = key.get(script, "unet.norm_num_groups")
     assert f"did you mean {key.split('.')[1]}?" in fails(script, f"--{key[:-1]}", "4")
     assert "learning_rate" in fails(script, "--learning_rate", "fast")
