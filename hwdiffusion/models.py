@@ -218,10 +218,12 @@ def build_critic(section: dict, sample_shape: tuple[int, int, int], num_classes:
     _check_keys("critic", section, ProjectionCritic)
     _check_norm_groups("critic", {**section, "norm_num_groups": 1})  # it has no norm: widths alone are looked at
     critic = _build("critic", ProjectionCritic, section)
-    if min(size) >> len(critic.down_blocks) == 0:
+    finest = min(size) // section.get("patch_size", 1)
+    if finest >> len(critic.down_blocks) == 0:
         raise InputError(
-            f"section critic halves pictures of {min(size)} pixels {len(critic.down_blocks)} times, which is too "
-            f"often; give at most {min(size).bit_length()} block_out_channels"
+            f"section critic halves feature maps of {finest} pixels {len(critic.down_blocks)} times, which is too "
+            f"often; give at most {max(1, finest.bit_length())} block_out_channels, and a patch_size of at most "
+            f"{min(size)}"
         )
     return critic
 
@@ -403,7 +405,7 @@ def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditional
 
 
 _COUNTS = {"latent_channels", "num_vq_embeddings", "layers_per_block", "num_train_timesteps", "attention_head_dim",
-           "cross_attention_dim", "embedding_size", "latent_dim", "label_dim"}  # fmt: skip
+           "cross_attention_dim", "embedding_size", "latent_dim", "label_dim", "patch_size"}  # fmt: skip
 
 
 def _completed(name: str, section: dict, **derived: Any) -> dict:

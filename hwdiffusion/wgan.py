@@ -70,6 +70,8 @@ class ProjectionCritic(nn.Module):
         in_channels: of pictures.
         num_classes: K; 0 makes it unconditional.
         block_out_channels: the width at each resolution, the finest first; each but the last is halved.
+        patch_size: how many times smaller than a picture the finest one is, on each side: the first convolution's
+            stride. Most of what a critic costs is its finest resolution.
         spectral_norm: divide every weight by its largest singular value (Miyato et al. 2018), besides the penalty.
     """
 
@@ -78,11 +80,12 @@ class ProjectionCritic(nn.Module):
         in_channels: int = 3,
         num_classes: int = 0,
         block_out_channels: Sequence[int] = (64, 128, 128, 128),
+        patch_size: int = 1,
         spectral_norm: bool = False,
     ):
         super().__init__()
         widths = list(block_out_channels)
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels, widths[0], patch_size + 2, stride=patch_size, padding=1)
         self.down_blocks = nn.ModuleList(CriticBlock(*pair, halve=True) for pair in zip(widths, widths[1:]))
         self.mid_block = CriticBlock(widths[-1], widths[-1], halve=False)
         self.score = nn.Linear(widths[-1], 1)

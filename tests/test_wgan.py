@@ -114,7 +114,7 @@ def test_a_ring_of_gaussians_is_learned_steadily():
 def test_both_networks_take_every_size_and_all_weights_learn(channels, size, blocks):
     widths, shape = [8] * (blocks + 1), (channels, *size)
     generator = build_generator({**TINY_GENERATOR, "block_out_channels": widths}, shape, 3)
-    critic = build_critic({"block_out_channels": widths}, shape, 3)
+    critic = build_critic({"block_out_channels": widths[1:], "patch_size": 2}, shape, 3)
     tokens = label_tokens(torch.tensor([[0, -1], [1, 2]]), 3)
     pictures = generator(torch.randn(2, 8), tokens)
     assert pictures.shape == (2, *shape) and pictures.abs().max() <= 1
@@ -196,6 +196,8 @@ def test_batch_norm_has_the_statistics_of_the_present_weights_while_it_is_looked
         (build_generator, {"out_channels": 3}, (1, 16, 16), "out_channels in section generator is 3, but the data"),
         (build_critic, {"block_out_channels": [8] * 6}, (1, 16, 16), "give at most 5 block_out_channels"),
         (build_critic, {"block_out_channels": []}, (1, 16, 16), "block_out_channels in section critic must be"),
+        (build_critic, {"patch_size": 8, "block_out_channels": [8] * 3}, (1, 16, 16), "give at most 2 block_out"),
+        (build_critic, {"patch_size": 0}, (1, 16, 16), "patch_size in section critic must be a positive whole"),
         (build_critic, {"norm": "layer"}, (1, 16, 16), "unknown key 'norm'"),
     ],
 )
