@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from datasets import load_dataset
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel, UNet2DModel, VQModel
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -54,6 +53,12 @@ def sample(predict, shape, noise_scheduler, labels, seed=0, steps=20) -> torch.T
     return noisy
 
 
+def linear_decay(optimizer, highest: float, warmup: int, step: int, part: float, lowest: float = 0.02):
+    """A learning rate that warms up by steps and decays over the part of the time budget that is over."""
+    for group in optimizer.param_groups:
+        group["lr"] = highest * min(1.0, (step + 1) / warmup) * max(lowest, 1 - part)
+
+
 # -- pixels -----------------------------------------------------------------------------------------------------------
 
 
@@ -75,12 +80,11 @@ def pixel(args):
     )
     noise_scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
-    # a schedule of steps needs their number: of the first epoch that the budget certainly ends in
-    schedule = get_cosine_schedule_with_warmup(optimizer, 50, len(loader))
     steps = 0
     while time.perf_counter() - began < args.budget:
         for batch in loader:
             images, labels = batch["images"], batch["labels"]
+            linear_decay(optimizer, 1e-3, 50, steps, (time.perf_counter() - began) / args.budget)
             noise = torch.randn_like(images)
             timesteps = torch.randint(0, 1000, (len(images),))
             noisy = noise_scheduler.add_noise(images, noise, timesteps)
@@ -88,7 +92,6 @@ def pixel(args):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
             loss.item()
             steps += 1
@@ -107,12 +110,6 @@ def pixel(args):
 
 
 # -- latents ----------------------------------------------------------------------------------------------------------
-
-
-def linear_decay(optimizer, highest: float, warmup: int, step: int, part: float, lowest: float = 0.02):
-    """A learning rate that warms up by steps and decays over the part of the time budget that is over."""
-    for group in optimizer.param_groups:
-        group["lr"] = highest * min(1.0, (step + 1) / warmup) * max(lowest, 1 - part)
 
 
 def latent(args):

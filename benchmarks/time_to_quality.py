@@ -8,7 +8,8 @@
 start to its end, everything inside. `ours, pixels` is `train_ddpm.py --preset mnist-ddpm`. `plain pixels` and `plain
 latents` are loops by diffusers alone (`peers.py`). Every row's samples are judged by the same classifier: label
 accuracy, Fréchet distance, coverage, copies; beside them the floors, real held-out digits and their reconstructions by
-the row's own autoencoder. Rows that are in OUTPUT.json already are kept. The table is `OUTPUT.md`.
+the row's own autoencoder. Rows that are in OUTPUT.json already are kept, if
+they were made in the same way. The table is `OUTPUT.md`.
 """
 
 import argparse
@@ -117,26 +118,28 @@ def main():
     for name in args.rows:
         key = f"{name} ({args.budget:g} s)"
         folder = args.output / key.replace(" ", "-").replace(",", "")
-        if key in rows:
+        how = {"preset": args.preset, "classifier": args.classifier, "n": [args.num_samples, args.num_peer_samples]}
+        if key in rows and rows[key]["how"] == how:
             pass
         elif name.startswith("ours"):
             seconds = (train_ours if name == "ours" else train_pixels)(args, folder)
             count = args.num_samples if name == "ours" else args.num_peer_samples
             options = {} if name == "ours" else {"scheduler": "dpmpp", "num_inference_steps": 20}
             report = judged(args, args.output, key, count, run=str(folder), **options)
-            rows[key] = {"seconds": seconds, "images_seen": images_seen(folder), "report": report}
+            rows[key] = {"how": how, "seconds": seconds, "images_seen": images_seen(folder), "report": report}
         else:
             images = folder.with_suffix(".npz")
             said = train_peer(args, name.removeprefix("plain ").removesuffix("s"), images)
             report = judged(args, args.output, key, args.num_peer_samples, images=str(images), **of_mnist)
-            rows[key] = {"seconds": said["seconds"], "images_seen": said["images_seen"], "report": report}
+            seen = said["images_seen"]
+            rows[key] = {"how": how, "seconds": said["seconds"], "images_seen": seen, "report": report}
         ceiling = f"{key}, reconstructions"
-        if name == "ours" and ceiling not in rows:
+        if name == "ours" and rows.get(ceiling, {}).get("how") != how:
             kept.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
             images = args.output / "reconstructions.npz"
             reconstruct(args, folder, images)
             floor = judged(args, args.output, ceiling, args.num_samples, images=str(images), **of_mnist)
-            rows[ceiling] = {"seconds": None, "images_seen": None, "report": floor}
+            rows[ceiling] = {"how": how, "seconds": None, "images_seen": None, "report": floor}
         kept.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         args.output.with_suffix(".md").write_text(table(rows))
     print(table(rows))

@@ -1,7 +1,7 @@
 """The command line `hwdiffusion …`; on several processes, `accelerate launch -m hwdiffusion.cli …`."""
 
 import argparse
-import subprocess
+import os
 import sys
 
 from hwdiffusion import InputError
@@ -72,8 +72,9 @@ def train(argv: list[str]):
     from hwdiffusion.config import parse
 
     parse(script, argv[1:])  # what is wrong is said once, and not by every process
-    command = ["-m", "accelerate.commands.launch", "-m", f"hwdiffusion.train_scripts.{script}", *argv[1:]]
-    raise SystemExit(subprocess.run([sys.executable, *command]).returncode)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "-m", f"hwdiffusion.train_scripts.{script}"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*command, *argv[1:]])  # in place of this process: it is that one which is told to stop
 
 
 def sample(argv: list[str]):

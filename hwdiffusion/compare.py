@@ -6,6 +6,7 @@ same real pictures, by the same extractor.
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ _ALIKE = ("n", "metrics", "extractor", "reference")  # of two reports that compa
 def compare(args: CompareArguments, train_classifier: Callable) -> list[dict]:
     """Compare runs; a row for each is returned, printed as a table and written: `compare.json`, `compare.md` and
     `compare.png`. Evaluations that were saved in the runs are taken, where they compare; the others are made, and
-    saved there.
+    saved there, or, of a run that has one, beside the table.
 
     Args:
         train_classifier: `train` of train_classifier.py, for an extractor that isn't given.
@@ -88,7 +89,10 @@ def arguments_of(args: CompareArguments, run: str) -> EvaluationArguments:
     """By what one of the runs is evaluated, and where its evaluation is kept."""
     shared = {item.name: getattr(args, item.name) for item in dataclasses.fields(EvaluationArguments)}
     one = EvaluationArguments(**{**shared, "run": run})
-    return dataclasses.replace(one, output_dir=str(output_folder("evaluate", one)))
+    own = output_folder("evaluate", one)
+    if any((place / "evaluation.json").is_file() for place in (own, Path(run))):  # which stays as it is
+        own = Path(args.output_dir) / re.sub(r"[^\w.-]+", "-", run).strip("-.") / own.name
+    return dataclasses.replace(one, output_dir=str(own))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,11 +127,10 @@ def check_alike(pipes: dict):
 
 def saved_report(pipe, args: EvaluationArguments) -> dict | None:
     """The evaluation in a run's folder, if it is of these very weights, drawn as the arguments ask."""
-    places = [Path(args.output_dir), *([Path(args.run)] if args.label_sets is None else [])]
-    path = next((place / "evaluation.json" for place in places if (place / "evaluation.json").is_file()), None)
-    if path is None:
-        return None
-    report = json.loads(path.read_text(encoding="utf-8"))
+    places = [Path(args.output_dir), output_folder("evaluate", args)]
+    places += [Path(args.run)] if args.label_sets is None else []
+    paths = [place / "evaluation.json" for place in places if (place / "evaluation.json").is_file()]
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     steps, guidance = sampling_defaults(pipe, args)
     asked = {
         "scheduler": scheduler_name(pipe),
@@ -135,10 +138,13 @@ def saved_report(pipe, args: EvaluationArguments) -> dict | None:
         "guidance_scale": guidance,
         "weights_sha256": weights_digest(pipe),
     }
-    sampling = report.get("sampling") or {}
     file = None if args.label_sets is None else Path(args.label_sets).name
-    same_sets = sampling.get("label_sets", {}).get("file") == file
-    return report if same_sets and all(sampling.get(key) == value for key, value in asked.items()) else None
+
+    def fits(sampling: dict) -> bool:
+        same_sets = sampling.get("label_sets", {}).get("file") == file
+        return same_sets and all(sampling.get(key) == value for key, value in asked.items())
+
+    return next((report for report in reports if fits(report.get("sampling") or {})), None)
 
 
 def judge_for(
@@ -155,6 +161,7 @@ def judge_for(
     if len(saved) == len(reports) and free:
         (first, one), *others = saved.items()
         different = [(run, key) for run, report in others for key in _ALIKE if report[key] != one[key]]
+        different += [(run, "seed") for run, report in others if report["sampling"]["seed"] != one["sampling"]["seed"]]
         if different:
             run, key = different[0]
             raise InputError(
@@ -200,8 +207,8 @@ def judge_for(
 
 def training_of(run: str) -> dict:
     """What a run's training took, with that of its first stage: `seconds`, `images` seen and the most memory,
-    `peak_memory_gb`; empty where its checkpoints are not there. `autoencoder` says that it was given one, whose
-    training isn't counted."""
+    `peak_memory_gb`; empty where its checkpoints are not there. `given` says what it was given
+    that was trained before, which isn't counted: an autoencoder, a teacher."""
     stages = [stage for stage in (Path(run), Path(run, "first-stage")) if stage.is_dir()]
     known: dict = {}
     for stage in stages:
@@ -213,8 +220,10 @@ def training_of(run: str) -> dict:
         peaks = [line["peak_memory_gb"] for line in read_metrics(stage / METRICS_FILE) if "peak_memory_gb" in line]
         if peaks:
             known["peak_memory_gb"] = max(known.get("peak_memory_gb", 0.0), *peaks)
-    if known and run_settings(run).get("vqvae") is not None:
-        known["autoencoder"] = "given"
+    settings = run_settings(run)
+    given = [what for what, flag in (("autoencoder", "vqvae"), ("teacher", "teacher")) if settings.get(flag)]
+    if known and given:
+        known["given"] = given
     return known
 
 

@@ -53,6 +53,8 @@ from hwdiffusion.places import is_here
 MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler", "classifier", "generator", "critic")
 LENGTHS = ("max_train_steps", "num_train_epochs", "max_train_seconds")  # how long a run is: one of them says it
 
+REPOSITORY = r"[\w\-.]{1,96}/[\w\-.]{1,96}"  # USER/NAME on the Hub
+
 # What may differ between the runs of one folder without changing its result.
 _NOT_IN_RESULT = {"report_to", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps",
                   "sample_epochs", "image_memory_gb", "dataloader_num_workers", "evaluation_steps",
@@ -496,7 +498,7 @@ def _validate(args: TrainingArguments):
     require(args.lr_scheduler in schedulers, "lr_scheduler", f"one of {', '.join(schedulers)}")
     if args.push_to_hub and not args.hub_model_id:
         raise InputError("--push_to_hub needs --hub_model_id USER/NAME")
-    if args.hub_model_id is not None and not re.fullmatch(r"([\w\-.]{1,96}/)?[\w\-.]{1,96}", args.hub_model_id):
+    if args.hub_model_id is not None and not re.fullmatch(REPOSITORY, args.hub_model_id):
         raise InputError(f"--hub_model_id must be USER/NAME of letters, digits, - _ and ., not {args.hub_model_id!r}")
     require(args.dataloader_num_workers >= 0, "dataloader_num_workers", "at least 0")
     require(args.shuffle_buffer_size >= 1, "shuffle_buffer_size", "at least 1")
@@ -517,6 +519,8 @@ def _validate(args: TrainingArguments):
             raise InputError("--evaluation_steps needs --evaluation_classifier, a folder of train_classifier.py")
     if isinstance(args, WGANArguments):
         require(args.critic_steps >= 1, "critic_steps", "at least 1")
+        least = f"at least --critic_steps, {args.critic_steps}, or the generator would not be trained"
+        require(args.max_train_steps is None or args.max_train_steps >= args.critic_steps, "max_train_steps", least)
         require(0 <= args.gradient_penalty_weight < float("inf"), "gradient_penalty_weight", "at least 0")
         require(args.critic_learning_rate is None or args.critic_learning_rate > 0, "critic_learning_rate", "positive")
     if isinstance(args, DistillationArguments):
@@ -548,6 +552,8 @@ def _validate(args: TrainingArguments):
     if isinstance(args, LatentDiffusionArguments) and args.latent_scaling == "config" and args.vqvae is None:
         raise InputError("--latent_scaling config is for an autoencoder that is given by --vqvae")
     if isinstance(args, VQGANArguments):
+        if args.push_to_hub:
+            raise InputError("--push_to_hub is for pipelines and classifiers; an autoencoder travels in its pipeline")
         require(0 <= args.discriminator_start < 1, "discriminator_start", "at least 0 and less than 1")
         require(0 <= args.codebook_restart_until <= 1, "codebook_restart_until", "in 0 to 1")
         require(args.codebook_restart_steps >= 0, "codebook_restart_steps", "at least 0")

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 
-from hwdiffusion import __version__
+from hwdiffusion import InputError, __version__
 
 
 CORE = ("torch", "diffusers", "transformers", "accelerate", "datasets", "safetensors", "huggingface_hub")
@@ -19,6 +19,9 @@ EXTRAS = {  # the module that an extra is for, and what it does
 
 def examine() -> dict:
     """Versions, devices, memory in GiB, extras: whether they are there, and how they are installed."""
+    missing = [name for name in CORE if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)} is missing, which hwdiffusion needs; install it anew by pip")
     import psutil
     import torch
     from accelerate.utils import is_bf16_available

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 from hwdiffusion import InputError, RunError, __version__
-from hwdiffusion.config import Config
+from hwdiffusion.config import REPOSITORY, Config
 from hwdiffusion.pipelines import ClassConditionalGANPipeline, ClassConditionalPipeline
 from hwdiffusion.samples import weights_digest
 from hwdiffusion.sources import few
@@ -116,14 +116,13 @@ def write_classifier_card(config: Config, model_config, interval: tuple[float, f
         data=model_config.trained_on,
         steps=steps,
         batch=args.train_batch_size * args.gradient_accumulation_steps,
-        config=yaml.safe_dump(_without_paths(config), sort_keys=False),
+        config=yaml.safe_dump(_without_paths(config.to_dict()), sort_keys=False),
     )
     ModelCard(card).save(output_dir / "README.md")
 
 
-def _without_paths(config: Config) -> dict:
-    settings = config.to_dict()
-    flags = settings[config.script]
+def _without_paths(settings: dict) -> dict:
+    flags = settings[settings["script"]]
     for key in ("train_data_dir", "vqvae", "teacher", "evaluation_classifier"):  # a whole path would tell of a machine
         if flags.get(key) is not None and Path(flags[key]).exists():
             flags[key] = Path(flags[key]).name
@@ -164,7 +163,7 @@ def write_model_card(config: Config, pipeline: DiffusionPipeline, data_summary: 
         batch=args.train_batch_size * args.gradient_accumulation_steps,
         weights="averaged over training (EMA)" if args.use_ema else "those of the last step",
         **said,
-        config=yaml.safe_dump(_without_paths(config), sort_keys=False),
+        config=yaml.safe_dump(_without_paths(config.to_dict()), sort_keys=False),
     )
     evaluation = _evaluation_of(output_dir, type(pipeline))
     ModelCard(card).save(output_dir / "README.md")
@@ -248,7 +247,7 @@ def push(run: str | Path, repo_id: str, private: bool = False) -> str:
     whole = (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
     if not whole or not (folder / "README.md").is_file():
         raise InputError(f"{run} is no finished run: model_index.json or config.json, and README.md, must be in it")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+    if not re.fullmatch(REPOSITORY, repo_id):
         raise InputError(f"name the repository as USER/NAME, not {repo_id!r}")
     try:
         return _upload(folder, repo_id, private)
@@ -275,7 +274,10 @@ def _upload(run: Path, repo_id: str, private: bool) -> str:
         *(f"{name}/*" for name in ("unet", "scheduler", "vqvae", "classifier", "guidance_unet", "generator")),
     ]
     paths = sorted({path.relative_to(run).as_posix() for pattern in patterns for path in run.glob(pattern)})
-    contents = {path: card.encode() if path == "README.md" else run / path for path in paths}
+    contents = {path: run / path for path in paths} | {"README.md": card.encode()}
+    if "config.yaml" in contents:
+        settings = _without_paths(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+        contents["config.yaml"] = yaml.safe_dump(settings, sort_keys=False).encode()
     operations = [CommitOperationAdd(path, content) for path, content in contents.items()]
     api.create_commit(repo_id, operations, commit_message="Upload pipeline")
     return f"{api.endpoint}/{repo_id}"

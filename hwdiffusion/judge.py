@@ -15,7 +15,6 @@ from hwdiffusion.data import Data
 from hwdiffusion.extractors import load_extractor
 from hwdiffusion.label_sets import labels_in_turn, sets_to_draw
 from hwdiffusion.metrics import MANIFOLD_PICTURES
-from hwdiffusion.pipelines import num_label_classes
 from hwdiffusion.reference import RealSide, load_real_side
 from hwdiffusion.run_folder import current_processes
 from hwdiffusion.samples import CHUNK, Samples, draw, image_mode_of
@@ -50,7 +49,8 @@ class Judge:
 
     def reference(self) -> dict:
         """What pictures are compared with, for the report."""
-        return {"name": self.real.name, "split": self.real.split, "n": len(self.real.held_out)}
+        real = self.real
+        return {"name": real.name, "split": real.split, "n": len(real.held_out), "fingerprint": real.fingerprint()}
 
     @cached_property
     def held_out(self) -> Features:
@@ -163,11 +163,11 @@ class TrainingJudge:
         return measured
 
 
-def training_judge(args, data: Data, unet_config) -> TrainingJudge | None:
-    """The judge that `--evaluation_steps` asks for, if it does."""
+def training_judge(args, data: Data, labelled: bool) -> TrainingJudge | None:
+    """The judge that `--evaluation_steps` asks for, if it does; of a model that takes the labels, or takes none."""
     if args.evaluation_steps is None:
         return None
-    return TrainingJudge(args, data, list(data.id2label.values()) if num_label_classes(unet_config) else [])
+    return TrainingJudge(args, data, list(data.id2label.values()) if labelled else [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -152,9 +152,9 @@ def comparison_table(rows: list[dict], device: str) -> str:
         f"({reference['split']}), by the extractor {extractor['extractor']} {extractor['model']}; pictures a second "
         f"are of {first['speed']['n']} in one batch, one run after another"
     )
-    given = [row["run"] for row in rows if "autoencoder" in row["training"]]
-    if given:
-        about += f"; the training of the autoencoder that {', '.join(given)} was given isn't counted"
+    for row in rows:
+        for what in row["training"].get("given", []):
+            about += f"; the training of the {what} that {row['run']} was given isn't counted"
     head = ["", *(row["run"] for row in rows), "real"]
     table = [head, ["---"] * len(head)]
     table += [[name, *(cell(row) for row in rows), real] for name, cell, real in lines]

@@ -51,7 +51,7 @@ from hwdiffusion.trained_model import TrainedModel
 from hwdiffusion.training_log import TrainingLog
 
 
-BEST_FILE = "evaluation.json"
+BEST_FILE = "best.json"
 TRIAL_STEPS, WARM_UP_STEPS = 10, 2  # a run in small, by which the time of a step is measured
 
 

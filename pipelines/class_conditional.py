@@ -473,6 +473,11 @@ class SelfContainedPipeline(DiffusionPipeline):
             if not known:
                 cls = getattr(sys.modules[library], class_name)
                 index[name] = [_write_source(cls, save_directory / name, name), class_name]
+            config_file = save_directory / name / "config.json"
+            if config_file.is_file():  # where a component came from is nobody's business
+                config = json.loads(config_file.read_text(encoding="utf-8"))
+                if config.pop("_name_or_path", None) is not None:
+                    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         index["_class_name"] = [_write_source(type(self), save_directory, self.source_name), type(self).__name__]
         index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -99,10 +99,17 @@ def test_contradicting_flags(fails):
     assert "--hub_model_id" in fails("train_ddpm", "--push_to_hub")
 
 
+def test_a_generator_that_would_never_be_trained(fails):
+    said = fails("train_wgan", "--max_train_steps", "4", "--critic_steps", "5")
+    assert "--max_train_steps must be at least --critic_steps, 5" in said
+
+
 def test_a_hub_that_can_not_be_pushed_to(fails, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("hwdiffusion.run_folder.get_token", lambda: None)
-    assert "--hub_model_id must be USER/NAME" in fails("train_ldm", "--push_to_hub", "--hub_model_id", "a b/c")
+    for name in ("a b/c", "name"):
+        assert "--hub_model_id must be USER/NAME" in fails("train_ldm", "--push_to_hub", "--hub_model_id", name)
+    assert "is for pipelines" in fails("train_vqgan", "--push_to_hub", "--hub_model_id", "user/name")
     assert "logged in to the Hub" in fails("train_ldm", "--push_to_hub", "--hub_model_id", "user/name")
 
 

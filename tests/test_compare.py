@@ -93,6 +93,8 @@ def test_an_evaluation_of_other_weights_or_of_another_number_does_not_count(runs
     assert [row["n"] for row in rows] == [60, 60]
     rows = compare(runs, runs / "pixels", runs / "gan", *argv, "50")
     assert [row["n"] for row in rows] == [50, 50]
+    own = [json.loads((runs / name / "evaluation.json").read_text())["n"] for name in ("pixels", "gan")]
+    assert own == [60, 70]  # what the runs had themselves stays
 
     pipe = ClassConditionalGANPipeline.from_pretrained(runs / "gan")
     with torch.no_grad():

@@ -81,7 +81,7 @@ def unmoved(report, base, *but):
 
 
 def test_unseen_real_pictures_reach_the_floor(base):
-    assert base["n"] == 600 and base["reference"] == {"name": "real", "split": "held-out", "n": 497}
+    assert base["n"] == 600 and base["reference"].items() >= {"name": "real", "split": "held-out", "n": 497}.items()
     assert base["extractor"]["test_accuracy"] > 0.93
     assert base["labels"]["accuracy"] == pytest.approx(base["extractor"]["test_accuracy"], abs=0.03)
     assert base["distances"]["frechet_distance"] < 2 * base["floor"]["distances"]["frechet_distance"]
@@ -304,7 +304,7 @@ def test_training_is_judged_and_the_best_pipeline_is_kept(world, capsys):
     assert [line["step"] for line in measured] == [3, 6, 7]
     assert len({line["eval_frechet_distance"] for line in measured}) == 3
     assert all(0 <= line["eval_label_accuracy"] <= 1 for line in measured)
-    best = json.loads((run / "best" / "evaluation.json").read_text())
+    best = json.loads((run / "best" / "best.json").read_text())
     assert best.pop("judge")["n"] == 60
     nearest = min(measured, key=lambda line: line["eval_frechet_distance"])
     assert best == {name: nearest[name] for name in ("step", "eval_frechet_distance", "eval_label_accuracy")}

@@ -18,6 +18,7 @@ def train(config: Config) -> Path:
     from hwdiffusion.judge import training_judge
     from hwdiffusion.labels import check_dropout
     from hwdiffusion.models import build_noise_scheduler, build_pipeline, build_unet, check_inference_steps
+    from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
@@ -29,7 +30,7 @@ def train(config: Config) -> Path:
     check_dropout(args, data)
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], (image_channels(args), *image_size(args)), len(data.id2label))
-    judge = training_judge(args, data, unet.config)
+    judge = training_judge(args, data, labelled=num_label_classes(unet.config) > 0)
     prepare_output_dir(config)
 
     trainer = Trainer(config, len(data.train))

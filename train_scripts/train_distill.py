@@ -24,6 +24,7 @@ def train(config: Config) -> Path:
     from hwdiffusion.judge import training_judge
     from hwdiffusion.latents import LatentDataset, cached_latents, latents_to_sample
     from hwdiffusion.models import latent_shape, load_pipeline
+    from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
@@ -36,7 +37,7 @@ def train(config: Config) -> Path:
     check_teacher(teacher, scale, data, args)
     noise_scheduler = training_scheduler(teacher)
     student = build_student(teacher, noise_scheduler, args)
-    judge = training_judge(args, data, student.unet.config)
+    judge = training_judge(args, data, labelled=num_label_classes(student.unet.config) > 0)
     prepare_output_dir(config)
 
     trainer = Trainer(config, len(data.train))

@@ -39,6 +39,7 @@ def train(config: Config) -> Path:
         latent_shape,
         load_autoencoder,
     )
+    from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
@@ -64,7 +65,7 @@ def train(config: Config) -> Path:
     if first_stage is not None:
         train_vqgan.build_helpers(first_stage, data)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
-    judge = training_judge(args, data, unet.config)
+    judge = training_judge(args, data, labelled=num_label_classes(unet.config) > 0)
     prepare_output_dir(config)
 
     if first_stage is not None:

@@ -19,7 +19,7 @@ def train(config: Config) -> Path:
     from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
     from hwdiffusion.figures import sample_grid
     from hwdiffusion.hub import push, write_model_card
-    from hwdiffusion.judge import TrainingJudge
+    from hwdiffusion.judge import training_judge
     from hwdiffusion.label_sets import sets_to_draw
     from hwdiffusion.models import build_critic, build_generator
     from hwdiffusion.pipelines import ClassConditionalGANPipeline, label_tokens
@@ -34,9 +34,7 @@ def train(config: Config) -> Path:
     set_seed(args.seed)
     generator = build_generator(config.sections["generator"], shape, num_classes)
     critic = build_critic(config.sections["critic"], shape, num_classes)
-    judge = None
-    if args.evaluation_steps is not None:
-        judge = TrainingJudge(args, data, list(data.id2label.values()))
+    judge = training_judge(args, data, labelled=num_classes > 0)
     prepare_output_dir(config)
 
     trainer = Trainer(config, len(data.train))
