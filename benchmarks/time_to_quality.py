@@ -36,7 +36,7 @@ from hwdiffusion.train_scripts import train_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_STAGE = 0.22  # of the budget
-RESERVE = 30  # seconds of a command that are no training: imports, reading, saving, the sample grid
+RESERVE = 90  # seconds of a command that are no training: imports, reading, saving, the sample grid
 
 
 def train_ours(args, run: Path) -> float:
