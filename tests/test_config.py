@@ -48,7 +48,7 @@ def test_the_command_line_beats_the_scripts_section_beats_the_preset_beats_the_d
 def test_a_section_holds_for_its_own_script_only(tmp_path):
     preset = write_preset(
         tmp_path,
-        "dataset_name: digits\nmax_train_steps: 3\n"
+        "dataset_name: digits\nmax_train_steps: 30\n"
         "train_ddpm: {learning_rate: 0.5}\ntrain_ldm: {learning_rate: 0.25}\ntrain_vqgan: {learning_rate: 0.125}\n",
     )
     scripts = [script for script in SCRIPTS if script != "train_distill"]  # which starts from a teacher, not a preset

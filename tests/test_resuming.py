@@ -115,6 +115,7 @@ def test_a_run_killed_ten_times_ends_bit_identical_to_an_unbroken_one(script, tm
         assert_same_run(broken / "first-stage", whole / "first-stage")
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_its_first_stage_continues(preset, tmp_path):
     run = tmp_path / "run"
     kill_once_it_has(
