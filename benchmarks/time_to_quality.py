@@ -8,8 +8,8 @@
 start to its end, everything inside. `ours, pixels` is `train_ddpm.py --preset mnist-ddpm`. `plain pixels` and `plain
 latents` are loops by diffusers alone (`peers.py`). Every row's samples are judged by the same classifier: label
 accuracy, Fréchet distance, coverage, copies; beside them the floors, real held-out digits and their reconstructions by
-the row's own autoencoder. Rows that are in OUTPUT.json already are kept, if
-they were made in the same way. The table is `OUTPUT.md`.
+the row's own autoencoder. Rows that are in OUTPUT.json already are kept, if they were made in the same way. The table
+is `OUTPUT.md`.
 """
 
 import argparse

@@ -24,14 +24,14 @@ def examine() -> dict:
         raise InputError(f"{', '.join(missing)} is missing, which hwdiffusion needs; install it anew by pip")
     import psutil
     import torch
-    from accelerate.utils import is_bf16_available
 
+    capability = torch.backends.cpu.get_cpu_capability()
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "hwdiffusion": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in CORE},
-        "cpu": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "bf16": is_bf16_available(True)},
+        "cpu": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "instructions": capability},
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "free_memory_gib": round(psutil.virtual_memory().available / 2**30, 1),
         "free_disk_gib": round(shutil.disk_usage(".").free / 2**30, 1),
@@ -59,8 +59,7 @@ def print_examination(as_json: bool):
     print(f"hwdiffusion {found['hwdiffusion']}, Python {found['python']}")
     print(", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items()))
     cpu = found["cpu"]
-    bf16 = "with" if cpu["bf16"] else "without"
-    print(f"{cpu['cores']} CPU cores, of which torch uses {cpu['threads']}, {bf16} bf16")
+    print(f"{cpu['cores']} CPU cores, of which torch uses {cpu['threads']}, with {cpu['instructions']}")
     print(f"{found['free_memory_gib']} of {found['memory_gib']} GiB of memory free, {found['free_disk_gib']} of disk")
     for gpu in found["gpus"]:
         print(f"GPU: {gpu['name']}, {gpu['memory_gib']} GiB")
