@@ -32,18 +32,18 @@ MIDDLE = (0.2, 0.8)
 # what it is called, what it needs, arguments of a call
 ROWS = [
     ("none", None, {}),
-    ("classifier-free 1.5", None, {"guidance": 1.5}),
-    ("classifier-free 2", None, {"guidance": 2.0}),
-    ("classifier-free 3", None, {"guidance": 3.0}),
-    ("classifier-free 3, rescale 0.7", None, {"guidance": 3.0, "guidance_rescale": 0.7}),
-    ("classifier-free 3, in the middle 60 % of the steps", None, {"guidance": 3.0, "guidance_interval": MIDDLE}),
+    ("classifier-free 1.5", None, {"guidance_scale": 1.5}),
+    ("classifier-free 2", None, {"guidance_scale": 2.0}),
+    ("classifier-free 3", None, {"guidance_scale": 3.0}),
+    ("classifier-free 3, rescale 0.7", None, {"guidance_scale": 3.0, "guidance_rescale": 0.7}),
+    ("classifier-free 3, in the middle 60 % of the steps", None, {"guidance_scale": 3.0, "guidance_interval": MIDDLE}),
     ("classifier 1", "guide", {"classifier_guidance_scale": 1.0}),
     ("classifier 2", "guide", {"classifier_guidance_scale": 2.0}),
     ("classifier 4", "guide", {"classifier_guidance_scale": 4.0}),
-    ("classifier-free 1.5 + classifier 1", "guide", {"guidance": 1.5, "classifier_guidance_scale": 1.0}),
-    ("autoguidance 1.5", "weak", {"guidance": 1.5}),
-    ("autoguidance 2", "weak", {"guidance": 2.0}),
-    ("autoguidance 3", "weak", {"guidance": 3.0}),
+    ("classifier-free 1.5 + classifier 1", "guide", {"guidance_scale": 1.5, "classifier_guidance_scale": 1.0}),
+    ("autoguidance 1.5", "weak", {"guidance_scale": 1.5}),
+    ("autoguidance 2", "weak", {"guidance_scale": 2.0}),
+    ("autoguidance 3", "weak", {"guidance_scale": 3.0}),
 ]
 
 
@@ -83,9 +83,11 @@ def main():
     for name, needs, options in ROWS:
         pipe.classifier = helpers["guide"] if needs == "guide" else None
         pipe.guidance_unet = helpers["weak"] if needs == "weak" else None
-        options = {"guidance": 1.0, **options, "steps": args.num_inference_steps}
+        options = {"guidance_scale": 1.0, **options, "num_inference_steps": args.num_inference_steps}
         chunks, seconds = [], 0.0
-        draw(pipe, 0, min(args.batch_size, args.num_samples), args.seed, **{**options, "steps": 2})  # warm-up
+        draw(
+            pipe, 0, min(args.batch_size, args.num_samples), args.seed, **{**options, "num_inference_steps": 2}
+        )  # warm-up
         for start in range(0, args.num_samples, args.batch_size):
             began = time.perf_counter()
             stop = min(start + args.batch_size, args.num_samples)

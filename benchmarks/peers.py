@@ -59,6 +59,10 @@ def linear_decay(optimizer, highest: float, warmup: int, step: int, part: float,
         group["lr"] = highest * min(1.0, (step + 1) / warmup) * max(lowest, 1 - part)
 
 
+def precision(args):
+    return torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
+
+
 # -- pixels -----------------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +92,9 @@ def pixel(args):
             noise = torch.randn_like(images)
             timesteps = torch.randint(0, 1000, (len(images),))
             noisy = noise_scheduler.add_noise(images, noise, timesteps)
-            loss = F.mse_loss(unet(noisy, timesteps, labels).sample, noise)
+            with precision(args):
+                prediction = unet(noisy, timesteps, labels).sample
+            loss = F.mse_loss(prediction.float(), noise)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
             optimizer.step()
@@ -117,7 +123,7 @@ def latent(args):
     data = load_mnist(args.train_data_dir)
     images = torch.stack([decode(image) for image in data["image"]])
     images, labels = F.pad(images, (2, 2, 2, 2), value=-1.0), torch.tensor(data["label"])  # (N, 1, 32, 32)
-    vqvae, seen = first_stage(images, began + 0.27 * args.budget)
+    vqvae, seen = first_stage(images, began + 0.27 * args.budget, args)
     with torch.no_grad():
         latents = torch.cat([vqvae.encode(part).latents for part in images.split(500)])
     mean, std = latents.mean(dim=(0, 2, 3), keepdim=True), latents.std(dim=(0, 2, 3), keepdim=True)
@@ -151,7 +157,9 @@ def latent(args):
         noise, timesteps = torch.randn_like(clean), ((torch.arange(size) + torch.rand(size)) / size * 1000).long()
         noisy = noise_scheduler.add_noise(clean, noise, timesteps)
         target = noise_scheduler.get_velocity(clean, noise, timesteps)
-        loss = F.mse_loss(unet(noisy, timesteps, None, class_labels=given).sample, target)
+        with precision(args):
+            prediction = unet(noisy, timesteps, None, class_labels=given).sample
+        loss = F.mse_loss(prediction.float(), target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -175,7 +183,7 @@ def latent(args):
     return draw, seen + step * size, seconds
 
 
-def first_stage(images, deadline: float):
+def first_stage(images, deadline: float, args):
     vqvae = VQModel(
         in_channels=1,
         out_channels=1,
@@ -204,7 +212,9 @@ def first_stage(images, deadline: float):
         part = (time.perf_counter() - start) / (deadline - start)
         linear_decay(optimizer, 3e-3, 30, step, part, lowest=0.0)
         batch = images[torch.randint(len(images), (64,))]
-        reconstruction, commitment = vqvae(batch, return_dict=False)
+        with precision(args):
+            reconstruction, commitment = vqvae(batch, return_dict=False)
+        reconstruction = reconstruction.float()
         loss = F.mse_loss(reconstruction, batch) + 0.2 * F.l1_loss(reconstruction, batch) + commitment
         loss.backward()
         optimizer.step()
@@ -226,6 +236,7 @@ def main():
     parser.add_argument("--train_data_dir", required=True, help="MNIST's parquet files")
     parser.add_argument("--train_batch_size", type=int, default=128)
     parser.add_argument("--guidance_scale", type=float, default=1.5, help="of `latent`")
+    parser.add_argument("--bf16", action="store_true", help="train in bf16, where a CPU multiplies in it")
     parser.add_argument("--num_samples", type=int, default=2000)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()

@@ -64,12 +64,21 @@ FLOWS = {
 
 def measure(pipe, classifier, args, steps: int, eta: float) -> dict:
     """Accuracy and speed of one cell."""
-    draw(pipe, 0, min(args.batch_size, args.num_samples), args.seed, steps=2, guidance=args.guidance_scale)  # warm-up
+    draw(
+        pipe,
+        0,
+        min(args.batch_size, args.num_samples),
+        args.seed,
+        num_inference_steps=2,
+        guidance_scale=args.guidance_scale,
+    )  # warm-up
     right, seconds = 0, 0.0
     for start in range(0, args.num_samples, args.batch_size):
         stop = min(start + args.batch_size, args.num_samples)
         began = time.perf_counter()
-        images = draw(pipe, start, stop, args.seed, steps=steps, guidance=args.guidance_scale, eta=eta)
+        images = draw(
+            pipe, start, stop, args.seed, num_inference_steps=steps, guidance_scale=args.guidance_scale, eta=eta
+        )
         seconds += time.perf_counter() - began
         _, probabilities = classifier(images)
         right += (probabilities.argmax(dim=1).cpu() == torch.arange(start, stop) % pipe.num_classes).sum().item()

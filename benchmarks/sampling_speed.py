@@ -74,7 +74,8 @@ def draw_some(cell: Cell, pipe, classifier, seed: int):
         swap_scheduler(pipe, cell.scheduler)
     began = time.perf_counter()
     stop = cell.drawn + cell.batch_size
-    images = draw(pipe, cell.drawn, stop, seed, cell.steps, cell.guidance, **cell.options)
+    options = {"num_inference_steps": cell.steps, "guidance_scale": cell.guidance, **cell.options}
+    images = draw(pipe, cell.drawn, stop, seed, **options)
     cell.seconds.append((time.perf_counter() - began) / cell.batch_size)
     asked = torch.arange(cell.drawn, stop) % pipe.num_classes
     cell.right += (classifier(images)[1].argmax(dim=1).cpu() == asked).sum().item()
@@ -93,16 +94,17 @@ def main():
     parser.add_argument("--num_samples", type=int, default=2000, help="of the cells that draw fast")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--torch_dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--output", type=Path, default=Path("sampling-speed"))
     args = parser.parse_args()
 
     classifier = load_extractor("classifier", args.classifier)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     named = {"pixel": args.pixel, "latent": args.latent, "student": args.student}
-    pipes = {name: load_pipeline(run, device) for name, run in named.items() if run}
+    pipes = {name: load_pipeline(run, device, dtype=args.torch_dtype) for name, run in named.items() if run}
     rows = cells(args)
     for pipe in pipes.values():
-        draw(pipe, 0, 10, args.seed, steps=2)  # warm-up
+        draw(pipe, 0, 10, args.seed, num_inference_steps=2)  # warm-up
     for _ in range(args.rounds):
         for cell in rows:
             draw_some(cell, pipes[cell.run], classifier, args.seed)

@@ -29,6 +29,7 @@ from hwdiffusion.extractors import load_extractor
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.models import load_autoencoder
 from hwdiffusion.pipelines import raw_latents
+from hwdiffusion.precision import multiplies_bf16
 from hwdiffusion.reference import data_arguments
 from hwdiffusion.samples import save_npz
 from hwdiffusion.train_scripts import train_classifier
@@ -58,6 +59,7 @@ def train_pixels(args, run: Path) -> float:
             str(ROOT / "train_scripts" / "train_ddpm.py"),
             *["--preset", "mnist-ddpm", "--train_data_dir", args.train_data_dir, "--output_dir", str(run)],
             *["--max_train_seconds", f"{max(10.0, args.budget - RESERVE):.0f}", "--lr_warmup_steps", "50"],
+            *["--mixed_precision", "auto"],
             *["--checkpointing_steps", "1000000", "--overwrite_output_dir"],
         ]
     )[0]
@@ -65,6 +67,7 @@ def train_pixels(args, run: Path) -> float:
 
 def train_peer(args, which: str, output: Path) -> dict:
     flags = ["--budget", str(args.budget), "--train_data_dir", args.train_data_dir, "--output", str(output)]
+    flags += ["--bf16"] if multiplies_bf16(torch.device("cpu")) else []  # as ours, by `--mixed_precision auto`
     peer = [str(ROOT / "benchmarks" / "peers.py"), which, *flags, "--num_samples", str(args.num_peer_samples)]
     return json.loads(timed(peer)[1].strip().splitlines()[-1])
 

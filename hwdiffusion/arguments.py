@@ -61,7 +61,11 @@ class MachineArguments:
 
     seed: int = field(default=0, metadata={"help": "Everything that is drawn in training is a function of it."})
     mixed_precision: Optional[str] = field(
-        default=None, metadata={"help": "no, fp16 or bf16. Default: what `accelerate launch` was told, or no."}
+        default=None,
+        metadata={
+            "help": "no, fp16, bf16, or auto: bf16 where the device multiplies in it, else no. Default: what "
+            "`accelerate launch` was told, or no."
+        },
     )
     report_to: Optional[str] = field(
         default=None, metadata={"help": "tensorboard, wandb or another tracker of accelerate, besides metrics.jsonl."}
@@ -376,8 +380,15 @@ class EvaluationArguments:
     seed: int = field(default=0, metadata={"help": "Sample i is drawn by the seed `seed` + i."})
     guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     num_inference_steps: Optional[int] = field(default=None, metadata={"help": "Default: the pipeline's own."})
+    guidance_interval: Optional[list[float]] = field(
+        default=None,
+        metadata={"help": "The part of the steps that is guided: its start and stop, in 0 to 1. Default: all."},
+    )
     scheduler: Optional[str] = field(
         default=None, metadata={"help": f"One of {', '.join(SAMPLERS)}. Default: the pipeline's own."}
+    )
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "What is drawn in; half precision pays where the device has it."}
     )
     extractor: Literal["classifier", "inception", "dinov2"] = field(
         default="classifier", metadata={"help": "What pictures are compared by."}
@@ -450,6 +461,9 @@ class DrawingArguments:
     )
     scheduler: Optional[str] = field(
         default=None, metadata={"help": f"One of {', '.join(SAMPLERS)}. Default: the pipeline's own."}
+    )
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "What is drawn in; half precision pays where the device has it."}
     )
     device: Optional[str] = field(default=None, metadata={"help": "Default: a GPU if there is one."})
 

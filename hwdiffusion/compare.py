@@ -25,7 +25,7 @@ from hwdiffusion.models import PIPELINES, load_pipeline
 from hwdiffusion.reference import load_real_side, run_settings
 from hwdiffusion.report import comparison_table, write_json
 from hwdiffusion.run_folder import current_processes, make_folder
-from hwdiffusion.samples import draw, image_mode_of, networks, sampling_defaults, scheduler_name, weights_digest
+from hwdiffusion.samples import draw, image_mode_of, networks, sampling_options, scheduler_name, weights_digest
 from hwdiffusion.sources import few
 from hwdiffusion.training_log import METRICS_FILE
 
@@ -53,7 +53,7 @@ def compare(args: CompareArguments, train_classifier: Callable) -> list[dict]:
     device, output_dir = start(args), Path(args.output_dir)
     if current_processes().num_processes > 1:
         raise InputError("compare is for one process; evaluate the runs on several, and compare what they have saved")
-    pipes = {run: load_pipeline(run, device, PIPELINES) for run in args.runs}
+    pipes = {run: load_pipeline(run, device, PIPELINES, args.torch_dtype) for run in args.runs}
     check_alike(pipes)
     arguments = {run: arguments_of(args, run) for run in args.runs}
     for run, pipe in pipes.items():
@@ -131,11 +131,11 @@ def saved_report(pipe, args: EvaluationArguments) -> dict | None:
     places += [Path(args.run)] if args.label_sets is None else []
     paths = [place / "evaluation.json" for place in places if (place / "evaluation.json").is_file()]
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    steps, guidance = sampling_defaults(pipe, args)
     asked = {
         "scheduler": scheduler_name(pipe),
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
+        "guidance_interval": None,
+        **sampling_options(pipe, args),
+        "torch_dtype": None if args.torch_dtype == "float32" else args.torch_dtype,
         "weights_sha256": weights_digest(pipe),
     }
     file = None if args.label_sets is None else Path(args.label_sets).name
@@ -237,16 +237,16 @@ def _newest_state(folder: Path) -> dict | None:
 
 def sampling_speed(pipe, args: EvaluationArguments, sets: torch.Tensor | None) -> dict:
     """Pictures a second, drawn in one batch, and on a GPU the memory that it takes beside other models' weights."""
-    steps, guidance = sampling_defaults(pipe, args)
+    options = sampling_options(pipe, args)
     device, count = pipe.device, min(TIMED, args.batch_size)
-    draw(pipe, 0, count, args.seed, steps, guidance, sets)  # what is done once, at first, isn't timed
+    draw(pipe, 0, count, args.seed, sets, **options)  # what is done once, at first, isn't timed
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     began = time.perf_counter()
-    draw(pipe, 0, count, args.seed, steps, guidance, sets)  # on the CPU at its end, so nothing is under way
+    draw(pipe, 0, count, args.seed, sets, **options)  # on the CPU at its end, so nothing is under way
     measured = {"n": count, "images_per_second": count / (time.perf_counter() - began), "device": device.type}
     if on_gpu:
         weights = sum(tensor.nbytes for part in networks(pipe) for tensor in part.state_dict().values())
@@ -278,8 +278,7 @@ def side_by_side(pipes: dict, arguments: dict, sets: torch.Tensor | None, column
     repeated = None if sets is None else sets[:rows].repeat_interleave(columns, dim=0)  # (rows · columns, T)
     grids, titles = [], []
     for place, (run, pipe) in enumerate(pipes.items()):
-        steps, guidance = sampling_defaults(pipe, arguments[run])
-        images = draw(pipe, 0, count, arguments[run].seed, steps, guidance, repeated)
+        images = draw(pipe, 0, count, arguments[run].seed, repeated, **sampling_options(pipe, arguments[run]))
         pictures = figures.to_pil(images.float() / 127.5 - 1)
         grids.append(figures.image_grid(pictures, columns, names[:rows] if names and place == 0 else None))
         titles.append(Path(run).name)

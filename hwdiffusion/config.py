@@ -326,6 +326,10 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     for scale in args.guidance_scale if isinstance(args.guidance_scale, list) else [args.guidance_scale]:
         require(scale is None or 0 <= scale < float("inf"), "guidance_scale", "at least 0")
+    interval = args.guidance_interval
+    allowed = "two numbers, start and stop, with 0 <= start <= stop <= 1"
+    within = interval is None or (len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1)
+    require(within, "guidance_interval", allowed)
     sizes = args.resolution or [1]
     require(1 <= len(sizes) <= 2 and min(sizes) > 0, "resolution", "one or two positive numbers")
     if command == "sweep" and args.save_images != "none":
@@ -485,7 +489,8 @@ def _validate(args: TrainingArguments):
         require(getattr(args, key) >= 1, key, "at least 1")
     for key in ("max_train_steps", "num_train_epochs", "checkpointing_steps", "max_train_samples"):
         require(getattr(args, key) is None or getattr(args, key) >= 1, key, "at least 1")
-    require(args.mixed_precision in ("no", "fp16", "bf16"), "mixed_precision", "no, fp16 or bf16")
+    known = ("auto", "no", "fp16", "bf16")
+    require(args.mixed_precision in known, "mixed_precision", "auto, no, fp16 or bf16")
     require(args.learning_rate > 0, "learning_rate", "positive")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     require(0 < args.validation_fraction < 1, "validation_fraction", "between 0 and 1")

@@ -25,13 +25,21 @@ def examine() -> dict:
     import psutil
     import torch
 
+    from hwdiffusion.precision import multiplies_bf16
+
     capability = torch.backends.cpu.get_cpu_capability()
+    bf16 = multiplies_bf16(torch.device("cpu"))
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "hwdiffusion": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in CORE},
-        "cpu": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "instructions": capability},
+        "cpu": {
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "instructions": capability,
+            "multiplies_bf16": bf16,
+        },
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "free_memory_gib": round(psutil.virtual_memory().available / 2**30, 1),
         "free_disk_gib": round(shutil.disk_usage(".").free / 2**30, 1),
@@ -59,7 +67,10 @@ def print_examination(as_json: bool):
     print(f"hwdiffusion {found['hwdiffusion']}, Python {found['python']}")
     print(", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items()))
     cpu = found["cpu"]
-    print(f"{cpu['cores']} CPU cores, of which torch uses {cpu['threads']}, with {cpu['instructions']}")
+    print(
+        f"{cpu['cores']} CPU cores, of which torch uses {cpu['threads']}, with {cpu['instructions']}, "
+        f"{'which multiply' if cpu['multiplies_bf16'] else 'without instructions for'} bf16"
+    )
     print(f"{found['free_memory_gib']} of {found['memory_gib']} GiB of memory free, {found['free_disk_gib']} of disk")
     for gpu in found["gpus"]:
         print(f"GPU: {gpu['name']}, {gpu['memory_gib']} GiB")

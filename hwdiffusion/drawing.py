@@ -26,7 +26,7 @@ from hwdiffusion.figures import denoising, evenly, image_grid, write_animation
 from hwdiffusion.label_sets import labels_in_turn
 from hwdiffusion.models import PIPELINES, load_pipeline
 from hwdiffusion.pipelines import label_ids
-from hwdiffusion.samples import as_picture, draw, sampling_defaults, save_pngs
+from hwdiffusion.samples import as_picture, draw, sampling_options, save_pngs
 
 
 def draw_samples(args: SampleArguments):
@@ -38,13 +38,13 @@ def draw_samples(args: SampleArguments):
     labels, names = _labels(args, pipe)
     sets = label_ids(labels, pipe.id2label, pipe.config.max_labels) if labels else None  # (S, T)
     count = args.num * max(1, len(labels))
-    steps, scale = sampling_defaults(pipe, args)
+    options = sampling_options(pipe, args)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         bar = tqdm(total=count, unit="img", desc="sampling")
         for start in range(0, count, args.batch_size):
             stop = min(start + args.batch_size, count)
-            yield _drawn(draw, pipe, start, stop, args.seed, steps, scale, sets), labels_in_turn(sets, start, stop)
+            yield _drawn(draw, pipe, start, stop, args.seed, sets, **options), labels_in_turn(sets, start, stop)
             bar.update(stop - start)
         bar.close()
 
@@ -154,15 +154,15 @@ def _pipeline(args: DrawingArguments):
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         kinds = PIPELINES if isinstance(args, SampleArguments) else PIPELINES[:1]  # the others draw in steps
-        pipe = load_pipeline(args.run, torch.device(device), kinds)
+        pipe = load_pipeline(args.run, torch.device(device), kinds, args.torch_dtype)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} is not there: {' '.join(str(error).split())[:100]}") from error
     choose_scheduler(pipe, args.scheduler)
-    steps, scale = sampling_defaults(pipe, args)
-    _drawn(pipe.check_inputs, num_inference_steps=steps, guidance_scale=scale)
-    for name, value in (("default_num_inference_steps", steps), ("default_guidance_scale", scale)):
-        if name in pipe.config:
-            pipe.register_to_config(**{name: value})
+    options = sampling_options(pipe, args)
+    _drawn(pipe.check_inputs, **options)
+    for name, value in options.items():
+        if f"default_{name}" in pipe.config:
+            pipe.register_to_config(**{f"default_{name}": value})
     return pipe
 
 

@@ -18,7 +18,7 @@ from hwdiffusion.models import PIPELINES, load_pipeline, swap_scheduler
 from hwdiffusion.reference import RealSide, data_arguments
 from hwdiffusion.report import as_table, write_json
 from hwdiffusion.run_folder import check_processes, current_processes, make_folder, use_all_cores
-from hwdiffusion.samples import Samples, sampling_defaults, save_npz, scheduler_name
+from hwdiffusion.samples import Samples, sampling_options, save_npz, scheduler_name
 
 
 def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge | None = None) -> dict:
@@ -42,7 +42,7 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge
         labelled = bool((pictures.labels >= 0).any())
         class_names, count = pictures.class_names if labelled else [], len(pictures)
     else:
-        pipe = load_pipeline(args.run, device, PIPELINES)
+        pipe = load_pipeline(args.run, device, PIPELINES, args.torch_dtype)
         choose_scheduler(pipe, args.scheduler)
         check_sampling(pipe, args)
         sets = None if args.label_sets is None else read_label_sets(args.label_sets, pipe)
@@ -127,9 +127,10 @@ def choose_scheduler(pipe, name: str | None):
 
 def check_sampling(pipe, args: EvaluationArguments):
     """Raise InputError for what a call of the pipeline would refuse."""
-    steps, guidance = sampling_defaults(pipe, args)
+    if args.guidance_interval is not None and scheduler_name(pipe) is None:
+        raise InputError("--guidance_interval is for diffusion models; a GAN draws in one pass")
     try:
-        pipe.check_inputs(num_inference_steps=steps, guidance_scale=guidance)
+        pipe.check_inputs(**sampling_options(pipe, args))
     except ValueError as error:
         raise InputError(f"{args.run}: {error}") from error
 

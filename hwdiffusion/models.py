@@ -240,11 +240,17 @@ def sampling_scheduler(noise_scheduler: NoiseScheduler) -> SchedulerMixin:
 PIPELINES = (ClassConditionalPipeline, ClassConditionalGANPipeline)
 
 
-def load_pipeline(run: str, device: torch.device, kinds: tuple[type, ...] = (ClassConditionalPipeline,)):
+def load_pipeline(
+    run: str,
+    device: torch.device,
+    kinds: tuple[type, ...] = (ClassConditionalPipeline,),
+    dtype: str = "float32",
+):
     """The pipeline of a run folder or of the Hub, on the device.
 
     Args:
         kinds: which of `PIPELINES` will do.
+        dtype: of its weights, and so of all that is computed: `float32`, `bfloat16` or `float16`.
 
     Raises:
         InputError: there is none of ours, or one of another kind.
@@ -258,7 +264,7 @@ def load_pipeline(run: str, device: torch.device, kinds: tuple[type, ...] = (Cla
             raise InputError(
                 f"{run} is a {name}, which draws in one pass; this needs a diffusion model, which draws in steps"
             )
-        pipe = cls.from_pretrained(run)
+        pipe = cls.from_pretrained(run, torch_dtype=getattr(torch, dtype))
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

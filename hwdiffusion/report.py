@@ -85,7 +85,10 @@ def how_drawn(sampling: dict) -> str:
     """How samples were drawn, in a few words."""
     if sampling["scheduler"] is None:
         return "one pass of the generator"
-    return "{scheduler}, {num_inference_steps} steps, guidance {guidance_scale}".format(**sampling)
+    how = "{scheduler}, {num_inference_steps} steps, guidance {guidance_scale}".format(**sampling)
+    if "guidance_interval" in sampling:
+        how += " in ({:g}, {:g})".format(*sampling["guidance_interval"])
+    return f"{how}, {sampling['torch_dtype']}" if "torch_dtype" in sampling else how
 
 
 def _share(scores: dict) -> str:

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hwdiffusion.arguments import CHUNK, EvaluationArguments
+from hwdiffusion.arguments import CHUNK, DrawingArguments, EvaluationArguments
 from hwdiffusion.checkpoints import replace_folder
 from hwdiffusion.label_sets import every_label, labels_in_turn, names_of, number_of_samples
 from hwdiffusion.pipelines import label_tokens
@@ -32,18 +32,14 @@ def draw(
     start: int,
     stop: int,
     seed: int,
-    steps: int | None = None,
-    guidance: float | None = None,
     sets: torch.Tensor | None = None,
     **options,
 ) -> torch.Tensor:
     """Samples `start` to `stop` of a pipeline, uint8 `(B, C, H, W)`, of the sets of labels `(S, T)` in turn, by
-    default every label; the options are those of a call."""
+    default every label; the options are those of a call, such as `num_inference_steps`."""
     images = pipe(
         labels=labels_in_turn(every_label(pipe) if sets is None else sets, start, stop),
         num_images_per_prompt=1 if pipe.id2label else stop - start,
-        guidance_scale=guidance,
-        num_inference_steps=steps,
         generator=[torch.Generator().manual_seed(seed + index) for index in range(start, stop)],
         output_type="pt",
         **options,
@@ -59,15 +55,15 @@ class Samples:
     """
 
     def __init__(self, output_dir: Path, pipe, args: EvaluationArguments, sets: torch.Tensor | None):
-        steps, guidance = sampling_defaults(pipe, args)
-        self.sets = sets
+        self.sets, self.options = sets, sampling_options(pipe, args)
         self.settings = {
             "scheduler": scheduler_name(pipe),
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
+            **self.options,
             "seed": args.seed,
             "weights_sha256": weights_digest(pipe),
         }
+        if pipe.dtype != torch.float32:
+            self.settings["torch_dtype"] = str(pipe.dtype).removeprefix("torch.")
         self.repetitions = None if args.label_sets is None else args.num_seeds
         if sets is not None and (self.repetitions is not None or sets.shape[1] > 1):
             self.settings["label_sets"] = {
@@ -111,11 +107,10 @@ class Samples:
             desc="sampling",
             disable=not processes.is_main_process,
         )
-        steps, guidance = self.settings["num_inference_steps"], self.settings["guidance_scale"]
         for start, stop in mine:
             began = time.perf_counter()
             images = [
-                draw(pipe, first, min(first + self.batch_size, stop), self.seed, steps, guidance, self.sets)
+                draw(pipe, first, min(first + self.batch_size, stop), self.seed, self.sets, **self.options)
                 for first in range(start, stop, self.batch_size)
             ]
             part = self._path(start, stop).with_suffix(".part")
@@ -233,11 +228,16 @@ def save_npz(path: Path, batches: Iterable, class_names: list[str], count: int |
     os.replace(part, path)
 
 
-def sampling_defaults(pipe, args: EvaluationArguments) -> tuple[int, float]:
-    """The number of steps and the guidance that the arguments ask for, or else the pipeline's own: 1 of a GAN."""
+def sampling_options(pipe, args: EvaluationArguments | DrawingArguments) -> dict:
+    """The options of a call that the arguments ask for: the number of steps and the guidance are the pipeline's own
+    if they aren't given, and 1 of a GAN, and where only some of the steps are guided, which."""
     steps, guidance = args.num_inference_steps, args.guidance_scale
-    steps = pipe.config.get("default_num_inference_steps", 1) if steps is None else steps
-    return steps, pipe.config.get("default_guidance_scale", 1.0) if guidance is None else guidance
+    options = {
+        "num_inference_steps": pipe.config.get("default_num_inference_steps", 1) if steps is None else steps,
+        "guidance_scale": pipe.config.get("default_guidance_scale", 1.0) if guidance is None else guidance,
+    }
+    interval = getattr(args, "guidance_interval", None)
+    return options if interval is None else {**options, "guidance_interval": list(interval)}
 
 
 def image_mode_of(pipe) -> str:

@@ -32,7 +32,7 @@ def sweep(args: SweepArguments, train_classifier: Callable) -> list[dict]:
         EvaluationArguments(**{**shared, **dict(zip(swept, values))})
         for values in itertools.product(*(dict.fromkeys(values or [None]) for values in swept.values()))
     ]
-    pipe = load_pipeline(args.run, device)
+    pipe = load_pipeline(args.run, device, dtype=args.torch_dtype)
     own = pipe.scheduler
     for one in combinations:
         pipe.scheduler = own
@@ -60,7 +60,7 @@ def sweep(args: SweepArguments, train_classifier: Callable) -> list[dict]:
             if processes.is_main_process:
                 print(f"{place + 1}/{len(combinations)}: {samples.describe()}")
             # what is compiled first isn't timed
-            draw(pipe, 0, min(len(samples), args.batch_size), args.seed, steps=2, sets=sets)
+            draw(pipe, 0, min(len(samples), args.batch_size), args.seed, sets, num_inference_steps=2)
             samples.draw(pipe, processes)
             processes.wait_for_everyone()
             if processes.is_main_process:

@@ -190,6 +190,22 @@ def test_an_interrupted_evaluation_continues_and_ends_as_an_unbroken_one(world, 
     assert chunk.stat().st_mtime_ns == written and len(list(chunk.parent.iterdir())) == 3
 
 
+def test_steps_without_guidance_and_half_precision_reach_the_pipeline(world, run, monkeypatch):
+    draw, calls = ClassConditionalPipeline.__call__, []
+
+    def watched(self, *args, **kwargs):
+        calls.append((self.unet.dtype, kwargs.get("guidance_interval")))
+        return draw(self, *args, **kwargs)
+
+    monkeypatch.setattr(ClassConditionalPipeline, "__call__", watched)
+    flags = ("--guidance_scale", "3", "--guidance_interval", "0.2", "0.6", "--torch_dtype", "bfloat16")
+    report = evaluate_run(world, run, "half", "--num_samples", "60", *flags)
+    assert calls == [(torch.bfloat16, [0.2, 0.6])]
+    assert report["sampling"]["guidance_interval"] == [0.2, 0.6] and report["sampling"]["torch_dtype"] == "bfloat16"
+    evaluate_run(world, run, "half", "--num_samples", "60", "--guidance_scale", "3")  # another setting: drawn anew
+    assert calls[1:] == [(torch.float32, None)]
+
+
 def test_samples_can_be_kept_and_judged_again(world, run):
     report = evaluate_run(world, run, "kept", "--save_images", "png", "--batch_size", "70")
     assert not list((world["folder"] / "kept").glob("samples-*"))
@@ -443,6 +459,8 @@ def test_what_can_not_be_loaded_or_chosen(world, base, run, refused):
     assert "not both" in refused(run, "--images", "x.npz")
     assert "--resolution is for --images" in refused(run, "--resolution", "8")
     assert "--guidance_scale must be at least 0" in refused(run, "--guidance_scale", "nan")
+    assert "--guidance_interval must be two numbers" in refused(run, "--guidance_interval", "0.5")
+    assert "--guidance_interval must be two numbers" in refused(run, "--guidance_interval", "0.8", "0.2")
     assert "--device gpu is not there" in refused(run, "--device", "gpu")
     assert "--resolution must be" in refused("--images", "x.npz", "--resolution", "0")
     assert "--batch_size must be in 1 to 250" in refused(run, "--batch_size", "251")
