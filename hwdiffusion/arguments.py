@@ -384,6 +384,13 @@ class EvaluationArguments:
         default=None,
         metadata={"help": "The part of the steps that is guided: its start and stop, in 0 to 1. Default: all."},
     )
+    guide: Optional[str] = field(
+        default=None,
+        metadata={"help": "A folder of train_classifier.py --noise_aware, which guides by its gradient, too."},
+    )
+    classifier_guidance_scale: Optional[float] = field(
+        default=None, metadata={"help": "With --guide: how much, at least 0. Default: 1."}
+    )
     scheduler: Optional[str] = field(
         default=None, metadata={"help": f"One of {', '.join(SAMPLERS)}. Default: the pipeline's own."}
     )

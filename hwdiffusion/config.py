@@ -330,6 +330,14 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
     allowed = "two numbers, start and stop, with 0 <= start <= stop <= 1"
     within = interval is None or (len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1)
     require(within, "guidance_interval", allowed)
+    if args.guide is not None and (args.run is None or command == "compare"):
+        raise InputError("--guide is for the samples of one run, by `hwdiffusion evaluate` or `hwdiffusion sweep`")
+    if args.guide is None and args.classifier_guidance_scale is not None:
+        raise InputError("--classifier_guidance_scale needs --guide, a folder of train_classifier.py --noise_aware")
+    if args.guide is not None and args.classifier_guidance_scale is None:
+        args.classifier_guidance_scale = 1.0
+    scale = args.classifier_guidance_scale
+    require(scale is None or 0 <= scale < float("inf"), "classifier_guidance_scale", "at least 0")
     sizes = args.resolution or [1]
     require(1 <= len(sizes) <= 2 and min(sizes) > 0, "resolution", "one or two positive numbers")
     if command == "sweep" and args.save_images != "none":

@@ -12,6 +12,7 @@ from hwdiffusion import InputError, figures, hub
 from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.comparison import batches_of, nearest_pairs, places_among
 from hwdiffusion.data import Data, load_images
+from hwdiffusion.extractors import load_classifier
 from hwdiffusion.judge import Judge, build_judge, classifier_config, trained
 from hwdiffusion.label_sets import names_of, number_of_samples, read_label_sets, sets_to_draw
 from hwdiffusion.models import PIPELINES, load_pipeline, swap_scheduler
@@ -44,6 +45,7 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge
     else:
         pipe = load_pipeline(args.run, device, PIPELINES, args.torch_dtype)
         choose_scheduler(pipe, args.scheduler)
+        give_guide(pipe, args)
         check_sampling(pipe, args)
         sets = None if args.label_sets is None else read_label_sets(args.label_sets, pipe)
         class_names = list(pipe.id2label.values())
@@ -123,6 +125,15 @@ def choose_scheduler(pipe, name: str | None):
             swap_scheduler(pipe, name)
     except (NotImplementedError, ValueError) as error:
         raise InputError(f"--scheduler {name} can't be made for this pipeline: {error}") from error
+
+
+def give_guide(pipe, args: EvaluationArguments):
+    """Give a pipeline the classifier that was asked for, if one was, to guide it."""
+    if args.guide is None:
+        return
+    if scheduler_name(pipe) is None:
+        raise InputError("--guide is for diffusion models; a GAN draws in one pass")
+    pipe.classifier = load_classifier(args.guide, "--guide").to(pipe.device, pipe.dtype)
 
 
 def check_sampling(pipe, args: EvaluationArguments):

@@ -43,6 +43,24 @@ def as_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
     return (images * luma).sum(dim=1, keepdim=True)
 
 
+def load_classifier(source: str, flag: str = "--classifier"):
+    """A network of `train_classifier.py`, in evaluation mode; InputError where a folder or Hub id holds none."""
+    from transformers import ResNetForImageClassification
+
+    if Path(source).is_file():
+        raise InputError(f"{flag} {source} is a file; name a folder of train_classifier.py")
+    if is_here(source, flag) and (Path(source) / "model_index.json").is_file():
+        raise InputError(f"{flag} {source} is a pipeline, no classifier; name a folder of train_classifier.py")
+    try:
+        model = ResNetForImageClassification.from_pretrained(source).eval().requires_grad_(False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{flag} {source} can't be loaded: {reason}") from error
+    if not hasattr(model.config, "image_size") or not hasattr(model.config, "pretext"):
+        raise InputError(f"{flag} {source} says nothing of its inputs; use one of train_classifier.py")
+    return model
+
+
 class ClassifierExtractor:
     """A classifier of `train_classifier.py`; the features are those before its last layer.
 
@@ -53,20 +71,8 @@ class ClassifierExtractor:
     name = "classifier"
 
     def __init__(self, source: str, device="cpu", flag: str = "--classifier"):
-        from transformers import ResNetForImageClassification
-
-        if Path(source).is_file():
-            raise InputError(f"{flag} {source} is a file; name a folder of train_classifier.py")
-        if is_here(source, flag) and (Path(source) / "model_index.json").is_file():
-            raise InputError(f"{flag} {source} is a pipeline, no classifier; name a folder of train_classifier.py")
-        try:
-            self.model = ResNetForImageClassification.from_pretrained(source).to(device).eval().requires_grad_(False)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{flag} {source} can't be loaded: {reason}") from error
+        self.model = load_classifier(source, flag).to(device)
         config = self.model.config
-        if not hasattr(config, "image_size") or not hasattr(config, "pretext"):
-            raise InputError(f"{flag} {source} says nothing of its inputs; use one of train_classifier.py")
         if config.noise_aware:
             raise InputError(f"{flag} {source} is trained on noisy pictures; metrics need a clean one")
         self.source, self.device = source, device

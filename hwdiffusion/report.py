@@ -88,6 +88,8 @@ def how_drawn(sampling: dict) -> str:
     how = "{scheduler}, {num_inference_steps} steps, guidance {guidance_scale}".format(**sampling)
     if "guidance_interval" in sampling:
         how += " in ({:g}, {:g})".format(*sampling["guidance_interval"])
+    if "classifier_guidance_scale" in sampling:
+        how += f", classifier guidance {sampling['classifier_guidance_scale']:g}"
     return f"{how}, {sampling['torch_dtype']}" if "torch_dtype" in sampling else how
 
 

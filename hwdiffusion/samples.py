@@ -236,8 +236,10 @@ def sampling_options(pipe, args: EvaluationArguments | DrawingArguments) -> dict
         "num_inference_steps": pipe.config.get("default_num_inference_steps", 1) if steps is None else steps,
         "guidance_scale": pipe.config.get("default_guidance_scale", 1.0) if guidance is None else guidance,
     }
-    interval = getattr(args, "guidance_interval", None)
-    return options if interval is None else {**options, "guidance_interval": list(interval)}
+    for name in ("guidance_interval", "classifier_guidance_scale"):
+        if getattr(args, name, None) is not None:
+            options[name] = getattr(args, name)
+    return options
 
 
 def image_mode_of(pipe) -> str:

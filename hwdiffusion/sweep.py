@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hwdiffusion.arguments import EvaluationArguments, SweepArguments
-from hwdiffusion.evaluation import check_sampling, choose_scheduler, start
+from hwdiffusion.evaluation import check_sampling, choose_scheduler, give_guide, start
 from hwdiffusion.figures import sweep_plots
 from hwdiffusion.judge import build_judge
 from hwdiffusion.label_sets import number_of_samples, read_label_sets, sets_to_draw
@@ -34,6 +34,7 @@ def sweep(args: SweepArguments, train_classifier: Callable) -> list[dict]:
     ]
     pipe = load_pipeline(args.run, device, dtype=args.torch_dtype)
     own = pipe.scheduler
+    give_guide(pipe, args)
     for one in combinations:
         pipe.scheduler = own
         choose_scheduler(pipe, one.scheduler)

@@ -206,6 +206,19 @@ def test_steps_without_guidance_and_half_precision_reach_the_pipeline(world, run
     assert calls[1:] == [(torch.float32, None)]
 
 
+def test_a_noise_aware_classifier_guides_the_samples(world, run, refused):
+    guide = world["folder"] / "guide"
+    argv = ["--preset", str(world["folder"] / "tiny.yaml"), "--train_data_dir", str(world["real"]), "--noise_aware"]
+    assert train_classifier.main([*argv, *SMALL, "--num_train_epochs", "1", "--output_dir", str(guide)]) == 0
+    plain = evaluate_run(world, run, "unguided", "--num_samples", "60")
+    with_it = ("--num_samples", "60", "--guide", str(guide), "--classifier_guidance_scale")
+    still, pushed = (evaluate_run(world, run, f"guide-{scale}", *with_it, scale) for scale in ("0", "30"))
+    assert still["distances"] == plain["distances"] and pushed["distances"] != plain["distances"]
+    assert pushed["sampling"]["classifier_guidance_scale"] == 30
+    assert "can't guide" in refused(run, "--guide", world["classifier"])
+    assert "needs --guide" in refused(run, "--classifier_guidance_scale", "2")
+
+
 def test_samples_can_be_kept_and_judged_again(world, run):
     report = evaluate_run(world, run, "kept", "--save_images", "png", "--batch_size", "70")
     assert not list((world["folder"] / "kept").glob("samples-*"))

@@ -729,7 +729,7 @@ def test_every_kind_of_autoencoder_encodes_varies_and_decodes(name, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = ClassConditionalPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
-    # not to the last bit: weights lie in memory as they do in their file, and some CPUs add up unaligned ones otherwise
+    # not to the last bit: weights lie in memory as in their file, and some CPUs add up unaligned ones otherwise
     loaded = again(labels=[1], num_inference_steps=3, generator=seeds(0), output_type="pt").images
     torch.testing.assert_close(loaded, drawn, rtol=0, atol=1e-5)
     pipe.enable_model_cpu_offload(device="cpu")
@@ -875,7 +875,7 @@ def test_a_call_leaves_no_trace_in_the_next():
         assert dict(pipe.scheduler.config) == config
 
 
-# -- compiling ---------------------------------------------------------------------------------------------------------
+# -- compiling --------------------------------------------------------------------------------------------------------
 
 
 def test_a_compiled_pipeline_draws_and_saves_the_same(tmp_path):
