@@ -9,7 +9,11 @@ class DataArguments:
     """Where pictures and labels come from. The first stage of a latent diffusion shares all of these."""
 
     dataset_name: Optional[str] = field(
-        default=None, metadata={"help": "A data set of the Hub (ylecun/mnist), or `digits`, the embedded one."}
+        default=None,
+        metadata={
+            "help": "A data set of the Hub (ylecun/mnist), `digits` or `shapes`, which are embedded, or MODULE:NAME "
+            "of your own, in the current folder or installed, a function that returns a dict of `Source`."
+        },
     )
     dataset_config_name: Optional[str] = field(default=None, metadata={"help": "The configuration of that data set."})
     train_data_dir: Optional[str] = field(

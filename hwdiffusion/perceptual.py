@@ -1,7 +1,5 @@
 """How alike two pictures look: perceptual losses, of which the default needs no download."""
 
-import importlib
-import sys
 from collections.abc import Callable
 
 import torch
@@ -9,7 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from hwdiffusion import InputError
-from hwdiffusion.places import is_here
+from hwdiffusion.places import is_here, load_own
 
 
 PerceptualLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -60,14 +58,9 @@ def _load(name: str) -> PerceptualLoss:
 
 
 def _of_users(name: str) -> PerceptualLoss:
-    module, attribute = name.split(":", 1)
-    sys.path.insert(0, "")  # where the command is given
-    try:
-        made = getattr(importlib.import_module(module), attribute)()
-    finally:
-        sys.path.remove("")
+    made = load_own(name)()
     if not callable(made):
-        raise ValueError(f"{attribute}() gives a {type(made).__name__}, which can't be called with two pictures")
+        raise ValueError(f"{name}() gives a {type(made).__name__}, which can't be called with two pictures")
     return made.eval().requires_grad_(False) if isinstance(made, nn.Module) else made
 
 

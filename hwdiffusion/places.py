@@ -1,8 +1,11 @@
-"""Whether what the user names is here, a file or a folder, or in a repository of the Hub."""
+"""Where what the user names is: here, a file or a folder, in a repository of the Hub, or in a module of theirs."""
 
 import difflib
+import importlib
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from hwdiffusion import InputError
 
@@ -26,3 +29,13 @@ def is_here(name: str | os.PathLike, called: str) -> bool:
     near = difflib.get_close_matches(path.name, others, n=1)
     hint = f"; did you mean {path.parent / near[0]}?" if near else ""
     raise InputError(f"{called} {text} can't be loaded: there is no such file or folder{hint}")
+
+
+def load_own(name: str) -> Any:
+    """What `MODULE:NAME` names: an attribute of a module in the current folder, or of an installed one."""
+    module, attribute = name.split(":", 1)
+    sys.path.insert(0, "")  # where the command is given: a script's own path begins at the script
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    finally:
+        sys.path.remove("")

@@ -1,8 +1,8 @@
 """Every source of pictures and labels, split by split, not yet decoded.
 
 There are the embedded digits and shapes, a data set of the Hub, a folder of parquet files, a folder with one
-sub-folder a class, a folder of pictures without labels or with a list of theirs, and arrays in an .npz file. To add
-one, write a function that returns a dict of `Source`, one a split, and call it in `read_sources`.
+sub-folder a class, a folder of pictures without labels or with a list of theirs, arrays in an .npz file, and what a
+function of the user's returns (`--dataset_name MODULE:NAME`): a dict of `Source`, one a split.
 """
 
 import difflib
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from hwdiffusion import InputError
-from hwdiffusion.places import is_here
+from hwdiffusion.places import is_here, load_own
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -66,6 +66,8 @@ def _read_sources(args) -> dict[str, Source]:
         return embedded_digits()
     elif args.dataset_name == "shapes":
         return embedded_shapes(args)
+    elif ":" in args.dataset_name:
+        return from_function(args)
     splits, train, validation = load_splits(args)
     if splits is None:
         return from_image_folder(args, Path(args.train_data_dir))
@@ -116,6 +118,20 @@ def embedded_shapes(args) -> dict[str, Source]:
         )
 
     return {split: source_of(split) for split in shapes.SPLITS}
+
+
+def from_function(args) -> dict[str, Source]:
+    """What the function MODULE:NAME of the user's returns, which is called with the arguments."""
+    try:
+        sources = load_own(args.dataset_name)(args)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's module trips over
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--dataset_name {args.dataset_name} can't be loaded: {reason}") from error
+    if not isinstance(sources, dict) or not sources or not all(isinstance(one, Source) for one in sources.values()):
+        raise InputError(f"--dataset_name {args.dataset_name} must return a dict of `Source`, one a split")
+    return sources
 
 
 def padded(sets: list[list[int]]) -> np.ndarray:

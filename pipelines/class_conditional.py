@@ -427,17 +427,18 @@ def check_output_type(output_type: str, allowed: Sequence[str]):
 
 
 def self_contained_source(path: Path) -> str:
-    """The text of a source file, with the files beside it that it imports from (`from .name import …`) in the places
-    of these imports.
+    """The text of a source file, with the files that it imports from in the places of these imports: those beside it
+    (`from .name import …`), and, if it is a user's own, those of the package (`from hwdiffusion.pipelines.name …`).
 
     diffusers would fetch such files too, from folders and from the Hub; but it makes a module path of a repository's
     name, and where that has a dot, `user/model-v1.0`, Python finds no package to import them from.
     """
 
     def imported(match: re.Match) -> str:
-        return f"\n\n{self_contained_source(path.with_name(f'{match[1]}.py')).strip()}\n\n"
+        beside = path if match[1] == "." else Path(__file__)
+        return f"\n\n{self_contained_source(beside.with_name(f'{match[2]}.py')).strip()}\n\n"
 
-    pattern = r"^from \.(\w+) import (?:\([^)]*\)|[^(\n]*)$"
+    pattern = r"^from (\.|hwdiffusion\.pipelines\.)(\w+) import (?:\([^)]*\)|[^(\n]*)$"
     return re.sub(pattern, imported, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 

@@ -5,13 +5,18 @@ accelerate launch train_scripts/train_ddpm.py --preset mnist-ddpm --train_data_d
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from hwdiffusion.config import Config, run_script
 
 
-def train(config: Config) -> Path:
-    """Train a UNet on pixels; the run folder, which is a pipeline, is returned."""
+def train(config: Config, make_loss: Callable | None = None) -> Path:
+    """Train a UNet on pixels; the run folder, which is a pipeline, is returned.
+
+    Args:
+        make_loss: what makes the loss, in place of `denoising_loss`; called as that is.
+    """
     from accelerate.utils import set_seed
 
     from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
@@ -36,7 +41,7 @@ def train(config: Config) -> Path:
     trainer = Trainer(config, len(data.train))
     trainer.print(data.summary())
     pipeline = build_pipeline(unet, noise_scheduler, None, data, args)
-    loss_of = denoising_loss(noise_scheduler, unet.config, args, trainer.step_size)
+    loss_of = (make_loss or denoising_loss)(noise_scheduler, unet.config, args, trainer.step_size)
     fit_unet(trainer, data.train, pixels_to_sample(args.random_flip), pipeline, data, judge, loss_of)
     return Path(args.output_dir)
 

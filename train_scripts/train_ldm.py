@@ -6,6 +6,7 @@ accelerate launch train_scripts/train_ldm.py --preset mnist-ldm --train_data_dir
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from hwdiffusion import InputError
@@ -14,8 +15,12 @@ from hwdiffusion.train_scripts import train_vqgan
 from hwdiffusion.train_scripts.train_ddpm import denoising_loss, fit_unet
 
 
-def train(config: Config) -> Path:
-    """Train both stages, or the second on a given autoencoder; the run folder, which is a pipeline, is returned."""
+def train(config: Config, make_loss: Callable | None = None) -> Path:
+    """Train both stages, or the second on a given autoencoder; the run folder, which is a pipeline, is returned.
+
+    Args:
+        make_loss: what makes the loss of the second, in place of `denoising_loss`; called as that is.
+    """
     import torch
     from accelerate.utils import set_seed
 
@@ -93,7 +98,7 @@ def train(config: Config) -> Path:
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
     pipeline = build_pipeline(unet, noise_scheduler, vqvae, data, args)
-    loss_of = denoising_loss(noise_scheduler, unet.config, args, trainer.step_size)
+    loss_of = (make_loss or denoising_loss)(noise_scheduler, unet.config, args, trainer.step_size)
     fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of)
     return output_dir
 
