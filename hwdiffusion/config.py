@@ -83,6 +83,7 @@ class Config:
     args: Any
     sections: dict[str, dict]  # of the models, as given to their classes
     other_scripts: dict[str, dict] = field(default_factory=dict)  # flags of the other scripts, from the preset
+    command: list[str] = field(default_factory=list)  # by which it was asked for: a script and its flags
 
     def to_dict(self) -> dict:
         """The configuration in the form of a preset, which it can serve as."""
@@ -112,7 +113,7 @@ class Config:
         args.preset, args.output_dir, args.dry_run = self.args.preset, str(output_dir), self.args.dry_run
         args.resume_from_checkpoint = None if self.args.resume_from_checkpoint is None else "latest"
         _validate(args)
-        return Config("train_vqgan", args, {"vqvae": self.sections["vqvae"]})
+        return Config("train_vqgan", args, {"vqvae": self.sections["vqvae"]}, command=self.command)
 
 
 def _without_lengths(settings: dict) -> dict:
@@ -271,7 +272,7 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
         key: value for key, value in flags_of("train_vqgan", scripts["train_vqgan"]).items() if key not in _SHARED
     }
     stages = {"train_vqgan": first} if script == "train_ldm" else {}
-    config = Config(script, args, {section: sections[section] for section in used}, stages)
+    config = Config(script, args, {section: sections[section] for section in used}, stages, [script, *argv])
     if script == "train_ldm" and args.vqvae is None:
         try:  # a mistake in its flags must not surface later
             config.first_stage(Path(args.output_dir))
