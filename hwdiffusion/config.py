@@ -160,6 +160,7 @@ def load_preset(name: str, derived: tuple[str, ...] = ()) -> dict:
         raise InputError(f"preset {name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(preset, dict):
         raise InputError(f"preset {name} must be a mapping of flags and sections, not {type(preset).__name__}")
+    preset.pop("score", None)  # what is known of it, see `preset_table.py`: of itself alone, and no setting
     base = preset.pop("base", None)
     if base is None:
         return preset
