@@ -58,7 +58,8 @@ REPOSITORY = r"[\w\-.]{1,96}/[\w\-.]{1,96}"  # USER/NAME on the Hub
 # What may differ between the runs of one folder without changing its result.
 _NOT_IN_RESULT = {"report_to", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps",
                   "sample_epochs", "image_memory_gb", "dataloader_num_workers", "evaluation_steps",
-                  "evaluation_samples", "evaluation_classifier", "best_metric", "gradient_checkpointing"}  # fmt: skip
+                  "evaluation_samples", "evaluation_classifier", "best_metric", "gradient_checkpointing",
+                  "data_license"}  # fmt: skip
 _SECTIONS_OF = {
     "train_vqgan": ["vqvae"],
     "train_ddpm": ["unet", "noise_scheduler"],
@@ -69,7 +70,8 @@ _SECTIONS_OF = {
 }
 # What both stages of a latent diffusion have in common.
 _SHARED = {item.name for cls in (DataArguments, MachineArguments) for item in fields(cls)}
-_OF_THE_DATA = {"dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column"}
+_OF_THE_DATA = {"dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column",
+                "data_license"}  # fmt: skip
 # What belongs to one start of a script and not to the configuration.
 _OF_ONE_START = {"preset", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub",
                  "hub_model_id", "hub_private"}  # fmt: skip
@@ -554,8 +556,6 @@ def _validate(args: TrainingArguments):
     if isinstance(args, LatentDiffusionArguments) and args.latent_scaling == "config" and args.vqvae is None:
         raise InputError("--latent_scaling config is for an autoencoder that is given by --vqvae")
     if isinstance(args, VQGANArguments):
-        if args.push_to_hub:
-            raise InputError("--push_to_hub is for pipelines and classifiers; an autoencoder travels in its pipeline")
         require(0 <= args.discriminator_start < 1, "discriminator_start", "at least 0 and less than 1")
         require(0 <= args.codebook_restart_until <= 1, "codebook_restart_until", "in 0 to 1")
         require(args.codebook_restart_steps >= 0, "codebook_restart_steps", "at least 0")

@@ -131,6 +131,9 @@ def test_pictures_of_sets_are_compared_by_the_same_sets(tmp_path):
     rows = compare(tmp_path, *named, "--num_samples", "40")  # of the held-out pictures' sets
     assert all("frechet_distance" in row["distances"] for row in rows)
     assert rows[0]["sampling"]["label_sets"] == rows[1]["sampling"]["label_sets"]
+    card = (tmp_path / "gan" / "README.md").read_text()  # which tells both, the pictures' sets and those of the file
+    assert card.count("## Evaluation") == 1 and "### The sets of test.json" in card
+    assert "40 samples" in card and "4 samples" in card
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import PROJECTION, TINY_UNET
+from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -220,6 +221,10 @@ def test_the_card_has_one_evaluation_the_last(world, run):
     assert json.loads((run / "evaluation.json").read_text())["sampling"]["guidance_scale"] == 2.0
     card = (run / "README.md").read_text()
     assert card.count("## Evaluation") == 1 and "guidance 2.0" in card and "guidance 1.0)" not in card
+    results = {result.metric_type: result for result in ModelCard(card).data.eval_results}
+    report = json.loads((run / "evaluation.json").read_text())
+    assert results["accuracy"].metric_value == pytest.approx(report["labels"]["accuracy"], abs=1e-6)
+    assert results["accuracy"].metric_args["n"] == 60 and results["accuracy"].dataset_split == "held-out"
     argv = ["--preset", str(world["folder"] / "tiny.yaml"), "--output_dir", str(run)]
     assert train_ddpm.main(argv) == 0  # a finished run, started again
     assert (run / "README.md").read_text() == card
