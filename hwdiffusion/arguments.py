@@ -408,6 +408,9 @@ class EvaluationArguments:
         default=None, metadata={"help": "Default: RUN/evaluation or RUN/sweep, else runs/NAME-evaluation."}
     )
     device: Optional[str] = field(default=None, metadata={"help": "Default: a GPU if there is one."})
+    json: bool = field(
+        default=False, metadata={"help": "Print one JSON object to stdout and nothing else; the rest goes to stderr."}
+    )
 
 
 @dataclass

@@ -79,8 +79,10 @@ def test_runs_of_every_kind_are_put_side_by_side(runs, monkeypatch, capsys):
     again = compare(runs, runs / "gan", runs / "pixels", *judged)
     assert [row["labels"] for row in again] == [rows[2]["labels"], rows[0]["labels"]]
     monkeypatch.setattr("hwdiffusion.compare.build_judge", lambda *_: pytest.fail("a judge was built"))
-    again = compare(runs, runs / "gan", runs / "pixels")
+    capsys.readouterr()
+    again = compare(runs, runs / "gan", runs / "pixels", "--json")
     assert [row["labels"] for row in again] == [rows[2]["labels"], rows[0]["labels"]]
+    assert json.loads(capsys.readouterr().out) == {"runs": again}  # and nothing else on stdout
 
 
 def test_an_evaluation_of_other_weights_or_of_another_number_does_not_count(runs, capsys):

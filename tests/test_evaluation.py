@@ -203,6 +203,14 @@ def test_samples_can_be_kept_and_judged_again(world, run):
     assert again["distances"]["frechet_distance"] == pytest.approx(report["distances"]["frechet_distance"], rel=1e-4)
 
 
+def test_json_is_all_that_goes_to_stdout(world, run, capsys):
+    capsys.readouterr()
+    report = evaluate_run(world, run, "as-json", "--json", "--num_samples", "60")
+    assert json.loads(capsys.readouterr().out) == report
+    assert cli.main(["evaluate", str(run), "--json", "--num_samples", "0"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_the_card_has_one_evaluation_the_last(world, run):
     for guidance in ("1.0", "2.0"):
         argv = [
@@ -263,7 +271,7 @@ def shortened(script, argv, settings):
     return config
 
 
-def test_a_sweep_measures_every_combination_once(world, run, monkeypatch):
+def test_a_sweep_measures_every_combination_once(world, run, monkeypatch, capsys):
     output = world["folder"] / "sweep"
     argv = [
         "sweep",
@@ -286,7 +294,9 @@ def test_a_sweep_measures_every_combination_once(world, run, monkeypatch):
     assert all((output / name).stat().st_size for name in ("sweep.md", "sweep.png", "sweep.svg"))
     assert len((output / "sweep.md").read_text().splitlines()) == 2 + 2 + 8
     monkeypatch.setattr(ClassConditionalPipeline, "__call__", None)  # nothing is drawn again
-    assert cli.main([*argv, "--guidance_scale", "1", "2", "2.0"]) == 0
+    capsys.readouterr()
+    assert cli.main([*argv, "--guidance_scale", "1", "2", "2.0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": rows}  # and nothing else on stdout
     assert json.loads((output / "sweep.json").read_text()) == rows
     assert len((output / "sweep.md").read_text().splitlines()) == 2 + 2 + 8
 
