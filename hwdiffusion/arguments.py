@@ -20,6 +20,13 @@ class DataArguments:
         default=None,
         metadata={"help": "A folder instead: parquet files, one sub-folder a class, or pictures without labels."},
     )
+    data_license: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "The licence of the pictures, such as cc-by-4.0, for the model card. Default: what the data set's "
+            "page on the Hub says."
+        },
+    )
     image_column: Optional[str] = field(default=None, metadata={"help": "Default: the first column with images."})
     label_column: Optional[str] = field(default=None, metadata={"help": "Default: the column with class labels."})
     resolution: list[int] = field(
@@ -126,7 +133,7 @@ class TrainingArguments(MachineArguments, DataArguments):
     checkpoints_total_limit: int = field(default=2, metadata={"help": "How many to keep, at least 1."})
     sample_steps: Optional[list[int]] = field(default=None, metadata={"help": "Draw a sample grid after these steps."})
     sample_epochs: Optional[list[int]] = field(default=None, metadata={"help": "And after these epochs."})
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the finished pipeline with its card."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload what was trained, with its card."})
     hub_model_id: Optional[str] = field(default=None, metadata={"help": "Where to: USER/NAME."})
     hub_private: bool = field(default=False, metadata={"help": "Make that repository private."})
 
@@ -423,6 +430,9 @@ class EvaluationArguments:
         default=None, metadata={"help": "Default: RUN/evaluation or RUN/sweep, else runs/NAME-evaluation."}
     )
     device: Optional[str] = field(default=None, metadata={"help": "Default: a GPU if there is one."})
+    json: bool = field(
+        default=False, metadata={"help": "Print one JSON object to stdout and nothing else; the rest goes to stderr."}
+    )
 
 
 @dataclass

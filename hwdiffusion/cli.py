@@ -1,8 +1,10 @@
 """The command line `hwdiffusion …`; on several processes, `accelerate launch -m hwdiffusion.cli …`."""
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Callable
 
 from hwdiffusion import InputError
 
@@ -15,7 +17,7 @@ def evaluate(argv: list[str]):
     from hwdiffusion import evaluation
     from hwdiffusion.train_scripts import train_classifier
 
-    evaluation.evaluate(args, train_classifier.train)
+    _answer(args.json, lambda: evaluation.evaluate(args, train_classifier.train))
 
 
 def sweep(argv: list[str]):
@@ -26,7 +28,7 @@ def sweep(argv: list[str]):
     from hwdiffusion.sweep import sweep
     from hwdiffusion.train_scripts import train_classifier
 
-    sweep(args, train_classifier.train)
+    _answer(args.json, lambda: {"rows": sweep(args, train_classifier.train)})
 
 
 def compare(argv: list[str]):
@@ -37,7 +39,20 @@ def compare(argv: list[str]):
     from hwdiffusion.compare import compare
     from hwdiffusion.train_scripts import train_classifier
 
-    compare(args, train_classifier.train)
+    _answer(args.json, lambda: {"runs": compare(args, train_classifier.train)})
+
+
+def _answer(as_json: bool, work: Callable[[], dict]):
+    """Do the work, which prints what it finds; or, as JSON, print what it returns, and all else to stderr."""
+    if not as_json:
+        work()
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        found = work()
+    if os.environ.get("RANK", "0") == "0":  # of several processes one answers
+        from hwdiffusion.report import as_json_text
+
+        print(as_json_text(found))
 
 
 def presets(argv: list[str]):
@@ -45,7 +60,7 @@ def presets(argv: list[str]):
     parser = _parser("presets", "hwdiffusion presets show mnist-ldm")
     parser.add_argument("show", nargs="?", choices=["show"])
     parser.add_argument("name", nargs="?", help="a preset, or a YAML file that stands on one")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     if args.show and not args.name:
         raise InputError("presets show needs the name of a preset; `hwdiffusion presets` lists them")
@@ -97,15 +112,47 @@ def push(argv: list[str]):
 def doctor(argv: list[str]):
     """Say what is installed, what the machine has, and what is missing for what."""
     parser = _parser("doctor", "hwdiffusion doctor --json")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     from hwdiffusion.doctor import print_examination
 
     print_examination(args.json)
 
 
+def completion(argv: list[str]):
+    """Print a script by which bash or zsh completes commands, flags and their values."""
+    parser = _parser("completion", 'hwdiffusion completion bash; now: eval "$(hwdiffusion completion bash)"')
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    args = parser.parse_args(argv)
+    from hwdiffusion.completion import completion_script
+
+    print(completion_script(args.shell, COMMANDS, _parser_of))
+
+
+_DESCRIBE: list[str] = []  # what a command is called with to give its parser, and to do nothing
+
+
+class _Described(Exception):
+    def __init__(self, parser: argparse.ArgumentParser):
+        self.parser = parser
+
+
+def _parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of a command that makes it by `_parser`."""
+    try:
+        COMMANDS[command](_DESCRIBE)
+    except _Described as found:
+        return found.parser
+    raise AssertionError(f"the command {command} parses its flags by no `_parser`")
+
+
 def _parser(command: str, example: str) -> argparse.ArgumentParser:
     class Parser(argparse.ArgumentParser):
+        def parse_args(self, args=None, namespace=None):
+            if args is _DESCRIBE:
+                raise _Described(self)
+            return super().parse_args(args, namespace)
+
         def error(self, message):  # argparse would print the whole usage and leave
             raise InputError(message)
 
@@ -160,6 +207,7 @@ COMMANDS = {
     "interpolate": interpolate,
     "push": push,
     "doctor": doctor,
+    "completion": completion,
 }
 
 

@@ -58,7 +58,8 @@ REPOSITORY = r"[\w\-.]{1,96}/[\w\-.]{1,96}"  # USER/NAME on the Hub
 # What may differ between the runs of one folder without changing its result.
 _NOT_IN_RESULT = {"report_to", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps",
                   "sample_epochs", "image_memory_gb", "dataloader_num_workers", "evaluation_steps",
-                  "evaluation_samples", "evaluation_classifier", "best_metric", "gradient_checkpointing"}  # fmt: skip
+                  "evaluation_samples", "evaluation_classifier", "best_metric", "gradient_checkpointing",
+                  "data_license"}  # fmt: skip
 _SECTIONS_OF = {
     "train_vqgan": ["vqvae"],
     "train_ddpm": ["unet", "noise_scheduler"],
@@ -69,7 +70,8 @@ _SECTIONS_OF = {
 }
 # What both stages of a latent diffusion have in common.
 _SHARED = {item.name for cls in (DataArguments, MachineArguments) for item in fields(cls)}
-_OF_THE_DATA = {"dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column"}
+_OF_THE_DATA = {"dataset_name", "dataset_config_name", "train_data_dir", "image_column", "label_column",
+                "data_license"}  # fmt: skip
 # What belongs to one start of a script and not to the configuration.
 _OF_ONE_START = {"preset", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "push_to_hub",
                  "hub_model_id", "hub_private"}  # fmt: skip
@@ -83,6 +85,7 @@ class Config:
     args: Any
     sections: dict[str, dict]  # of the models, as given to their classes
     other_scripts: dict[str, dict] = field(default_factory=dict)  # flags of the other scripts, from the preset
+    command: list[str] = field(default_factory=list)  # by which it was asked for: a script and its flags
 
     def to_dict(self) -> dict:
         """The configuration in the form of a preset, which it can serve as."""
@@ -112,7 +115,7 @@ class Config:
         args.preset, args.output_dir, args.dry_run = self.args.preset, str(output_dir), self.args.dry_run
         args.resume_from_checkpoint = None if self.args.resume_from_checkpoint is None else "latest"
         _validate(args)
-        return Config("train_vqgan", args, {"vqvae": self.sections["vqvae"]})
+        return Config("train_vqgan", args, {"vqvae": self.sections["vqvae"]}, command=self.command)
 
 
 def _without_lengths(settings: dict) -> dict:
@@ -159,6 +162,7 @@ def load_preset(name: str, derived: tuple[str, ...] = ()) -> dict:
         raise InputError(f"preset {name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(preset, dict):
         raise InputError(f"preset {name} must be a mapping of flags and sections, not {type(preset).__name__}")
+    preset.pop("score", None)  # what is known of it, see `preset_table.py`: of itself alone, and no setting
     base = preset.pop("base", None)
     if base is None:
         return preset
@@ -271,7 +275,7 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
         key: value for key, value in flags_of("train_vqgan", scripts["train_vqgan"]).items() if key not in _SHARED
     }
     stages = {"train_vqgan": first} if script == "train_ldm" else {}
-    config = Config(script, args, {section: sections[section] for section in used}, stages)
+    config = Config(script, args, {section: sections[section] for section in used}, stages, [script, *argv])
     if script == "train_ldm" and args.vqvae is None:
         try:  # a mistake in its flags must not surface later
             config.first_stage(Path(args.output_dir))
@@ -565,8 +569,6 @@ def _validate(args: TrainingArguments):
     if isinstance(args, LatentDiffusionArguments) and args.latent_scaling == "config" and args.vqvae is None:
         raise InputError("--latent_scaling config is for an autoencoder that is given by --vqvae")
     if isinstance(args, VQGANArguments):
-        if args.push_to_hub:
-            raise InputError("--push_to_hub is for pipelines and classifiers; an autoencoder travels in its pipeline")
         require(0 <= args.discriminator_start < 1, "discriminator_start", "at least 0 and less than 1")
         require(0 <= args.codebook_restart_until <= 1, "codebook_restart_until", "in 0 to 1")
         require(args.codebook_restart_steps >= 0, "codebook_restart_steps", "at least 0")

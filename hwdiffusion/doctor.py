@@ -14,6 +14,7 @@ CORE = ("torch", "diffusers", "transformers", "accelerate", "datasets", "safeten
 EXTRAS = {  # the module that an extra is for, and what it does
     "8bit": ("bitsandbytes", "--use_8bit_adam"),
     "fid": ("torch_fidelity", "--extractor inception"),
+    "completion": ("shtab", "hwdiffusion completion"),
 }
 
 

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hwdiffusion import InputError, figures, hub
+from hwdiffusion import InputError, figures
 from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.comparison import batches_of, nearest_pairs, places_among
+from hwdiffusion.config import output_folder
 from hwdiffusion.data import Data, load_images
 from hwdiffusion.extractors import load_classifier
 from hwdiffusion.judge import Judge, build_judge, classifier_config, trained
 from hwdiffusion.label_sets import names_of, number_of_samples, read_label_sets, sets_to_draw
+from hwdiffusion.model_card import update_card
 from hwdiffusion.models import PIPELINES, load_pipeline, swap_scheduler
 from hwdiffusion.reference import RealSide, data_arguments
 from hwdiffusion.report import as_table, write_json
@@ -74,9 +76,11 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge
     write_json(output_dir / "evaluation.json", report)
     if pipe is not None:
         pictures.keep(args.save_images, output_dir)
-        if output_dir.resolve() == Path(args.run, "evaluation").resolve():  # elsewhere, it is an experiment
-            write_json(Path(args.run) / "evaluation.json", report)
-            hub.add_to_card(Path(args.run), as_table(report, markdown=True))
+        run = Path(args.run)
+        if run.is_dir() and output_dir.resolve() == output_folder("evaluate", args).resolve():
+            if args.label_sets is None:
+                write_json(run / "evaluation.json", report)
+            update_card(run, report["sampling"]["weights_sha256"])  # elsewhere, it is an experiment
     print(as_table(report))
     return report
 

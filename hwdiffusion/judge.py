@@ -1,5 +1,6 @@
 """Who judges: the real side, an extractor, and the metrics that fit both."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -261,7 +262,8 @@ def classifier_config(data: Data, name: str, output_dir: Path) -> Config:
     batch_size = max(8, min(128, count // 16) // current_processes().num_processes)
     argv = ["--preset", "mnist-classifier", "--dataset_name", name, "--output_dir", str(output_dir), "--resolution"]
     argv += [*map(str, images.shape[-2:]), "--image_mode", "L" if images.shape[1] == 1 else "RGB"]
-    return parse("train_classifier", [*argv, "--num_train_epochs", str(epochs), "--train_batch_size", str(batch_size)])
+    argv += ["--num_train_epochs", str(epochs), "--train_batch_size", str(batch_size)]
+    return dataclasses.replace(parse("train_classifier", argv), command=[])  # it is one that nobody has typed
 
 
 def trained(config: Config, data: Data, train_classifier: Callable) -> Path:

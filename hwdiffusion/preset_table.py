@@ -2,6 +2,7 @@
 
 import json
 from importlib import resources
+from pathlib import Path
 
 import yaml
 
@@ -16,10 +17,12 @@ MADE_BY = {
     "train_vqgan": "vqgan",
     "train_classifier": "classifier",
 }
+NO_SCORE = "no score yet"
 
 
 def describe_presets(names: list[str] | None = None) -> list[dict]:
-    """Of each preset `name`, `trains`, `data`, `pictures`, `latents`, `parameters` of each model, `about`."""
+    """Of each preset `name`, `trains`, `data`, `pictures`, `latents`, `parameters` of each model, `score` (see
+    [`score_of`]), `about`."""
     return [_describe(name) for name in names or preset_names()]
 
 
@@ -45,6 +48,7 @@ def _describe(name: str) -> dict:
         "pictures": [channels, height, width],
         "latents": list(shape) if "vqvae" in parameters else None,
         "parameters": parameters,
+        "score": score_of(name),
         "about": _about(name),
     }
 
@@ -54,11 +58,13 @@ def _count(model) -> int:
 
 
 def _text(name: str) -> str:
+    if name not in preset_names():
+        return Path(name).read_text(encoding="utf-8")
     return resources.files("hwdiffusion").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _about(name: str) -> str:
-    """The comment at the head of a preset, which has its best known score."""
+    """The comment at the head of a preset."""
     lines = []
     for line in _text(name).splitlines():
         if not line.startswith("#"):
@@ -67,12 +73,38 @@ def _about(name: str) -> str:
     return " ".join(lines)
 
 
+def score_of(name: str) -> dict | None:
+    """The best known score of a preset, from the section `score` of its file, which is where it is kept; `None` if it
+    has none. One that stands on another has not the other's.
+
+    Returns:
+        `of` (what was measured), `value`, `n`, `judge` (by whom or on what), and, where it says something, `sampling`
+        and `after` (how much training).
+    """
+    score = yaml.safe_load(_text(name)).get("score")
+    return dict(score) if isinstance(score, dict) else None
+
+
+def _in_short(score: dict | None) -> str:
+    return NO_SCORE if score is None else "{of} {value:g} (n {n:,})".format(**score)
+
+
+def score_in_words(score: dict | None) -> str:
+    """For example `label accuracy 0.988, n = 4,000, by mnist-classifier (DDIM, 50 steps); after 14 minutes`."""
+    if score is None:
+        return NO_SCORE
+    words = "{of} {value:g}, n = {n:,}, by {judge}".format(**score)
+    words += f" ({score['sampling']})" if "sampling" in score else ""
+    return words + (f"; after {score['after']}" if "after" in score else "")
+
+
 def print_presets(as_json: bool):
+    """All presets as a table, each with a line on what it is; or as one JSON object, with a list `presets`."""
     rows = describe_presets()
     if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(json.dumps({"presets": rows}, indent=2, ensure_ascii=False))
         return
-    cells = [["preset", "trains", "data", "pictures", "latents", "parameters"]]
+    cells = [["preset", "trains", "data", "pictures", "latents", "parameters", "best known score"]]
     for row in rows:
         cells.append(
             [
@@ -82,6 +114,7 @@ def print_presets(as_json: bool):
                 "x".join(map(str, row["pictures"])),
                 "x".join(map(str, row["latents"])) if row["latents"] else "",
                 ", ".join(f"{model} {count / 1e6:.1f} M" for model, count in row["parameters"].items()),
+                _in_short(row["score"]),
             ]
         )
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
@@ -89,6 +122,7 @@ def print_presets(as_json: bool):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
         if place:
             print(f"    {rows[place - 1]['about']}")
+    print("\n`hwdiffusion presets show NAME` prints one, and by whom its score was measured.")
 
 
 def print_preset(name: str, as_json: bool):
@@ -97,5 +131,6 @@ def print_preset(name: str, as_json: bool):
     if as_json:
         print(json.dumps(preset, indent=2, ensure_ascii=False))
         return
-    print(f"# {_about(name)}" if name in preset_names() else f"# {name}")
+    for line in (_about(name) or name, f"Best known: {score_in_words(score_of(name))}."):
+        print(f"# {line}")
     print(yaml.safe_dump(preset, sort_keys=False), end="")

@@ -1,6 +1,7 @@
 """What an evaluation says: as JSON, as a table on the screen and in a card."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,19 @@ def write_json(path: Path, report: dict | list):
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def as_json_text(found: dict) -> str:
+    """A report for programs: strict JSON, in which a figure that is not finite is `null`."""
+
+    def finite(value):
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(found), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def as_table(report: dict, markdown: bool = False) -> str:

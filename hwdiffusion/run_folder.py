@@ -19,8 +19,8 @@ from hwdiffusion.checkpoints import CHECKPOINT, STATE_FILE, checkpoint_to_resume
 from hwdiffusion.config import LENGTHS, Config
 
 
-RUN_FILES = ("config.yaml", "metrics.jsonl", "loss.png", "samples.png", "samples", "hwdiffusion", "README.md",
-             f"{CHECKPOINT}*", "best", "best.*", "artefact.part", "latents.safetensors*", "first-stage",
+RUN_FILES = ("config.yaml", "training.json", "metrics.jsonl", "loss.png", "samples.png", "samples", "hwdiffusion",
+             "README.md", f"{CHECKPOINT}*", "best", "best.*", "artefact.part", "latents.safetensors*", "first-stage",
              "model_index.json", "pipeline_*.py", "unet", "vqvae", "scheduler", "generator", "config.json",
              "diffusion_pytorch_model*", "model*.safetensors*", "evaluation", "evaluation.json",
              "sweep", "classifier-*")  # fmt: skip

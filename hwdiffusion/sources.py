@@ -24,6 +24,13 @@ from hwdiffusion.places import is_here, load_own
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
 NULL_LABEL = -1
+EMBEDDED = {  # what `--dataset_name` names that needs no network: for a model card, what it is and its licence
+    "digits": {
+        "about": "The embedded digits, scikit-learn's copy of UCI's handwritten digits",
+        "license": "cc-by-4.0",
+    },
+    "shapes": {"about": "The embedded shapes, pictures that hwdiffusion renders", "license": "apache-2.0"},
+}
 METADATA_FILE = "metadata.jsonl"  # as `datasets` has it
 OBJECTS_FILE, LISTING_FILE = "objects.json", "train.json"  # as i-CLEVR has them
 

@@ -50,6 +50,7 @@ from hwdiffusion.run_folder import current_processes, use_all_cores
 from hwdiffusion.sources import few
 from hwdiffusion.trained_model import TrainedModel
 from hwdiffusion.training_log import TrainingLog
+from hwdiffusion.training_record import note_progress, note_start
 
 
 BEST_FILE = "best.json"
@@ -254,6 +255,8 @@ class Trainer:
         self._resume(state)
         if self.is_main_process:
             self.config.save(self.output_dir / "config.yaml")
+            if self.step < self.max_steps:  # else nothing is trained, and the record is of what was
+                note_start(self.output_dir, self.config.command, self.device, self.accelerator.num_processes)
         self.accelerator.init_trackers("hwdiffusion")
         processes = self.accelerator.num_processes
         self.print(
@@ -579,11 +582,12 @@ class Trainer:
         }
 
         def write_all():
+            seconds = self._clock.seconds
             state = {
                 "script": self.config.script,
                 "step": self.step,
                 "max_steps": self.max_steps,
-                "seconds": self._clock.seconds,
+                "seconds": seconds,
                 "max_train_seconds": self.args.max_train_seconds,
                 "passed": self._passed,
                 "step_size": self.step_size,
@@ -602,6 +606,7 @@ class Trainer:
 
             write_folder(self.output_dir / f"{CHECKPOINT}{self.step}", write)
             delete_other_checkpoints(self.output_dir, self.step, self.args.checkpoints_total_limit)
+            note_progress(self.output_dir, self.step, seconds)
 
         self._by_main_process(write_all)
         self._saved_step = self.step

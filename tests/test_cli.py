@@ -52,12 +52,29 @@ def test_help_imports_nothing_that_takes_a_second():
 
 
 def test_the_table_of_presets_has_all_of_them_with_their_sizes(capsys):
-    rows = {row["name"]: row for row in json.loads(said(capsys, "presets", "--json"))}
+    rows = {row["name"]: row for row in json.loads(said(capsys, "presets", "--json"))["presets"]}
     assert sorted(rows) == preset_names()
     assert rows["mnist-ldm"]["latents"] == [4, 7, 7] and rows["mnist-ldm"]["pictures"] == [1, 28, 28]
     assert 2.2e6 < rows["mnist-ldm"]["parameters"]["unet"] < 2.5e6
     assert rows["mnist-ddpm"]["latents"] is None and rows["mnist-ddpm"]["trains"] == ["ddpm"]
     assert all(row["about"] for row in rows.values())
+    assert rows["mnist-ldm"]["score"]["n"] == 4000 and rows["afhq-ldm"]["score"] is None
+    assert rows["mnist-fast"]["score"]["value"] == 0.991  # its own, not that of what it stands on
+    for name, row in rows.items():
+        score = row["score"] or {}
+        assert set(score) <= {"of", "value", "n", "judge", "sampling", "after"}, name
+        assert not score or {"of", "value", "n", "judge"} <= set(score), name
+
+
+def test_the_table_says_what_is_known_of_a_preset_and_where_nothing_is(capsys):
+    lines = said(capsys, "presets").splitlines()
+    line = {line.split()[0]: line for line in lines if line and not line.startswith(" ")}
+    assert line["preset"].endswith("best known score")
+    assert line["mnist-ldm"].endswith("label accuracy 0.988 (n 4,000)")
+    assert line["afhq-ldm"].endswith("no score yet") and line["shapes-ldm-pooled"].endswith("no score yet")
+    shown = said(capsys, "presets", "show", "mnist-ldm")
+    assert "# Best known: label accuracy 0.988, n = 4,000, by mnist-classifier" in shown
+    assert "# Best known: no score yet." in said(capsys, "presets", "show", "shapes-ldm-pooled")
 
 
 def test_a_preset_that_is_shown_serves_as_one(capsys, tmp_path):
@@ -78,7 +95,7 @@ def test_the_doctor_says_what_there_is(capsys):
         found["packages"]["torch"]
     )
     assert len(found["gpus"]) == torch.cuda.device_count() and found["memory_gib"] > 0
-    assert set(found["extras"]) == {"8bit", "fid"}
+    assert set(found["extras"]) == {"8bit", "fid", "completion"}
     assert "extra 8bit, for --use_8bit_adam: " in said(capsys, "doctor")
 
 

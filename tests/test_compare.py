@@ -79,8 +79,10 @@ def test_runs_of_every_kind_are_put_side_by_side(runs, monkeypatch, capsys):
     again = compare(runs, runs / "gan", runs / "pixels", *judged)
     assert [row["labels"] for row in again] == [rows[2]["labels"], rows[0]["labels"]]
     monkeypatch.setattr("hwdiffusion.compare.build_judge", lambda *_: pytest.fail("a judge was built"))
-    again = compare(runs, runs / "gan", runs / "pixels")
+    capsys.readouterr()
+    again = compare(runs, runs / "gan", runs / "pixels", "--json")
     assert [row["labels"] for row in again] == [rows[2]["labels"], rows[0]["labels"]]
+    assert json.loads(capsys.readouterr().out) == {"runs": again}  # and nothing else on stdout
 
 
 def test_an_evaluation_of_other_weights_or_of_another_number_does_not_count(runs, capsys):
@@ -131,6 +133,9 @@ def test_pictures_of_sets_are_compared_by_the_same_sets(tmp_path):
     rows = compare(tmp_path, *named, "--num_samples", "40")  # of the held-out pictures' sets
     assert all("frechet_distance" in row["distances"] for row in rows)
     assert rows[0]["sampling"]["label_sets"] == rows[1]["sampling"]["label_sets"]
+    card = (tmp_path / "gan" / "README.md").read_text()  # which tells both, the pictures' sets and those of the file
+    assert card.count("## Evaluation") == 1 and "### The sets of test.json" in card
+    assert "40 samples" in card and "4 samples" in card
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import PROJECTION, TINY_UNET
+from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -231,6 +232,14 @@ def test_samples_can_be_kept_and_judged_again(world, run):
     assert again["distances"]["frechet_distance"] == pytest.approx(report["distances"]["frechet_distance"], rel=1e-4)
 
 
+def test_json_is_all_that_goes_to_stdout(world, run, capsys):
+    capsys.readouterr()
+    report = evaluate_run(world, run, "as-json", "--json", "--num_samples", "60")
+    assert json.loads(capsys.readouterr().out) == report
+    assert cli.main(["evaluate", str(run), "--json", "--num_samples", "0"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_the_card_has_one_evaluation_the_last(world, run):
     for guidance in ("1.0", "2.0"):
         argv = [
@@ -249,6 +258,10 @@ def test_the_card_has_one_evaluation_the_last(world, run):
     assert json.loads((run / "evaluation.json").read_text())["sampling"]["guidance_scale"] == 2.0
     card = (run / "README.md").read_text()
     assert card.count("## Evaluation") == 1 and "guidance 2.0" in card and "guidance 1.0)" not in card
+    results = {result.metric_type: result for result in ModelCard(card).data.eval_results}
+    report = json.loads((run / "evaluation.json").read_text())
+    assert results["accuracy"].metric_value == pytest.approx(report["labels"]["accuracy"], abs=1e-6)
+    assert results["accuracy"].metric_args["n"] == 60 and results["accuracy"].dataset_split == "held-out"
     argv = ["--preset", str(world["folder"] / "tiny.yaml"), "--output_dir", str(run)]
     assert train_ddpm.main(argv) == 0  # a finished run, started again
     assert (run / "README.md").read_text() == card
@@ -287,7 +300,7 @@ def shortened(script, argv, settings):
     return config
 
 
-def test_a_sweep_measures_every_combination_once(world, run, monkeypatch):
+def test_a_sweep_measures_every_combination_once(world, run, monkeypatch, capsys):
     output = world["folder"] / "sweep"
     argv = [
         "sweep",
@@ -310,7 +323,9 @@ def test_a_sweep_measures_every_combination_once(world, run, monkeypatch):
     assert all((output / name).stat().st_size for name in ("sweep.md", "sweep.png", "sweep.svg"))
     assert len((output / "sweep.md").read_text().splitlines()) == 2 + 2 + 8
     monkeypatch.setattr(ClassConditionalPipeline, "__call__", None)  # nothing is drawn again
-    assert cli.main([*argv, "--guidance_scale", "1", "2", "2.0"]) == 0
+    capsys.readouterr()
+    assert cli.main([*argv, "--guidance_scale", "1", "2", "2.0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": rows}  # and nothing else on stdout
     assert json.loads((output / "sweep.json").read_text()) == rows
     assert len((output / "sweep.md").read_text().splitlines()) == 2 + 2 + 8
 

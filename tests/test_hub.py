@@ -6,15 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from hub_server import LoopbackHub
-from huggingface_hub import ModelCard
-from PIL import Image
+from huggingface_hub import HfApi, ModelCard, constants
 from running import TINY_PRESET, command, write_preset
-from tiny import make_pipeline
+from tiny import make_gan
 
-from hwdiffusion.config import parse
-from hwdiffusion.hub import write_model_card
-from hwdiffusion.train_scripts import train_ddpm, train_ldm
+from hwdiffusion import RunError, cli
+from hwdiffusion.hub import contents_to_push, push
+from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm
 
 
 TOKEN = "hf_" + "s3cr3t" * 5
@@ -35,7 +35,7 @@ def runs(tmp_path_factory) -> dict:
     shapes = write_preset(folder / "shapes.yaml", shapes)
     assert train_ldm.main(["--preset", digits, "--output_dir", str(folder / "digits")]) == 0
     assert train_ddpm.main(["--preset", shapes, "--output_dir", str(folder / "shapes")]) == 0
-    return {"digits": folder / "digits", "shapes": folder / "shapes", "preset": digits}
+    return {"digits": folder / "digits", "shapes": folder / "shapes", "preset": digits, "folder": folder}
 
 
 def environment(hub, folder, **more) -> dict[str, str]:
@@ -43,15 +43,27 @@ def environment(hub, folder, **more) -> dict[str, str]:
     home = {"HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules"), "HF_ENDPOINT": hub.endpoint}
     without = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
     kept = {key: value for key, value in os.environ.items() if key not in without}
-    return {**kept, **home, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1", **more}
+    alone = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    return {**kept, **home, **alone, "HF_TOKEN": TOKEN, **more}
 
 
-def push(hub, folder, run, *argv, **more) -> subprocess.CompletedProcess:
+def pushed(hub, folder, run, *argv, **more) -> subprocess.CompletedProcess:
+    """`hwdiffusion push` in a process of its own."""
     words = [sys.executable, "-m", "hwdiffusion.cli", "push", str(run), *argv]
     return subprocess.run(words, env=environment(hub, folder, **more), capture_output=True, text=True)
 
 
-SAMPLE = """
+@pytest.fixture
+def logged_in(hub, monkeypatch):
+    """This process as one of a user of the loopback Hub: what takes seconds to start a process for is done here."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return HfApi(hub.endpoint, token=TOKEN)
+
+
+WITHOUT_THE_PACKAGE = """
 import importlib.abc, json, sys
 
 class Refuse(importlib.abc.MetaPathFinder):
@@ -60,20 +72,42 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Refuse())
+"""
+SAMPLE = """
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
-image = pipe(labels=json.loads(sys.argv[2]), num_inference_steps=2).images[0]
+name, call, revision = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=True, revision=revision)
+image = pipe(**json.loads(call)).images[0]
 print(image.size, len(pipe.id2label))
+"""
+CLASSIFY = """
+import torch
+from transformers import ResNetForImageClassification
+
+model = ResNetForImageClassification.from_pretrained(sys.argv[1]).eval()
+print(tuple(model(pixel_values=torch.zeros(2, model.config.num_channels, *model.config.image_size)).logits.shape))
 """
 
 
+def loaded(hub, folder, script: str, *argv: str) -> str:
+    """What a script says in a process where this package can't be imported, with a cache of its own."""
+    words = [sys.executable, "-c", WITHOUT_THE_PACKAGE + script, *argv]
+    done = subprocess.run(words, env=environment(hub, folder / "other"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    return done.stdout.strip()
+
+
 @pytest.mark.parametrize(
-    ("name", "labels", "said"),
-    [("digits", "[3]", "(16, 16) 10"), ("shapes", '[["red cube", "cyan sphere"]]', "(16, 16) 24")],
+    ("name", "call", "said"),
+    [
+        ("digits", '{"labels": [3], "num_inference_steps": 2}', "(16, 16) 10"),
+        ("shapes", '{"labels": [["red cube", "cyan sphere"]], "num_inference_steps": 2}', "(16, 16) 24"),
+    ],
 )
-def test_a_pushed_run_is_loaded_by_stock_diffusers_where_the_package_is_not(name, labels, said, runs, hub, tmp_path):
-    done = push(hub, tmp_path, runs[name], f"me/{name}")
+def test_a_pushed_run_is_loaded_by_stock_diffusers_where_the_package_is_not(name, call, said, runs, hub, tmp_path):
+    done = pushed(hub, tmp_path, runs[name], f"me/{name}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith(f"{hub.endpoint}/me/{name}")
     files = hub.files(f"me/{name}")
@@ -81,35 +115,133 @@ def test_a_pushed_run_is_loaded_by_stock_diffusers_where_the_package_is_not(name
     assert not any("checkpoint" in path or "latents" in path for path in files)
     assert files["README.md"].decode().count(f'from_pretrained("me/{name}"') == 2
     assert len([path for path in files if path.startswith("pipeline_")]) == 1
+    large = hub.large_files(f"me/{name}")
+    assert "unet/diffusion_pytorch_model.safetensors" in large and "unet/config.json" not in large
 
     (tmp_path / "README.md").write_bytes(files["README.md"])
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "diffusers" and "class-conditional" in card.data.tags
     assert "More Information Needed" not in card.text and "max_train_steps: 2" in card.text
+    assert f"hwdiffusion train {'ldm' if name == 'digits' else 'ddpm'} --preset {name}.yaml --output_dir" in card.text
     texts = [content.decode("latin-1") for content in files.values()]
-    assert not any(str(runs[name].parent) in text for text in texts)  # no path of this machine
+    assert not any(str(runs["folder"]) in text or TOKEN in text for text in texts)  # no path of this machine
 
-    words = [sys.executable, "-c", SAMPLE, f"me/{name}", labels]
-    sampled = subprocess.run(words, env=environment(hub, tmp_path / "other"), capture_output=True, text=True)
-    assert sampled.returncode == 0, sampled.stderr
-    assert sampled.stdout.strip() == said
+    assert loaded(hub, tmp_path, SAMPLE, f"me/{name}", call, "main") == said
+    assert not any("Authorization" in headers or "authorization" in headers for headers in hub.open_headers)
+    assert any(request.startswith("GET /lfs/") for request in hub.requests)
 
 
-def test_a_busy_hub_is_asked_again_and_a_refusal_leaves_the_run_as_it_was(runs, hub, tmp_path):
-    hub.refusals["/preupload/"] = [503]
-    done = push(hub, tmp_path, runs["digits"], "me/digits", "--private")
-    assert done.returncode == 0, done.stderr
-    assert hub.repositories["me/digits"]["private"]
-    assert sum("/preupload/" in request for request in hub.requests) == 2
+def test_a_gan_travels_with_its_generator_and_every_revision_stays(runs, hub, logged_in, tmp_path):
+    run = tmp_path / "gan"
+    make_gan((1, 16, 16)).save_pretrained(run)
+    (run / "README.md").write_text("A generator.\n")
+    push(run, "me/gan")
+    files = hub.files("me/gan")
+    sources = [path for path in files if path.endswith(".py")]
+    assert sorted(path.split("/")[0].split("_")[0] for path in sources) == ["generator", "pipeline"]
+    logged_in.create_branch("me/gan", branch="v1")
+    before = hub.commits("me/gan")[-1]
 
-    card = (runs["digits"] / "README.md").read_bytes()
-    refused = push(hub, tmp_path, runs["digits"], "me/digits", HF_TOKEN="hf_" + "wrong" * 6)
+    make_gan((1, 8, 8)).save_pretrained(run)  # another model in its place
+    push(run, "me/gan")
+    call = '{"labels": ["wild"]}'
+    assert loaded(hub, tmp_path, SAMPLE, "me/gan", call, "v1") == "(16, 16) 3"
+    assert hub.commits("me/gan")[-1] != before and hub.at("me/gan", before)
+    assert hub.files("me/gan", before) == files and hub.files("me/gan", "v1") == files
+    assert loaded(hub, tmp_path / "again", SAMPLE, "me/gan", call, "main") == "(8, 8) 3"
+
+
+def test_a_classifier_is_pushed_as_a_model_of_transformers(runs, hub, logged_in, tmp_path):
+    run = tmp_path / "judge"
+    argv = ["--preset", runs["preset"], "--output_dir", str(run), "--push_to_hub", "--hub_model_id", "me/judge"]
+    assert train_classifier.main(argv) == 0
+    card = ModelCard(hub.files("me/judge")["README.md"].decode())
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-classification"
+    (result,) = card.data.eval_results
+    assert result.metric_type == "accuracy" and result.dataset_name == "digits" and result.metric_args["n"] == 180
+    assert 'ResNetForImageClassification.from_pretrained("me/judge")' in card.text
+    assert "hwdiffusion train classifier" in card.text and str(tmp_path) not in card.text
+    assert hub.large_files("me/judge") == ["loss.png", "model.safetensors"]
+    assert loaded(hub, tmp_path, CLASSIFY, "me/judge") == "(2, 10)"
+
+
+def test_an_autoencoder_is_pushed_by_itself(runs, hub, logged_in):
+    push(runs["digits"] / "first-stage", "me/vqvae")
+    files = hub.files("me/vqvae")
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.library_name == "diffusers" and "autoencoder" in card.data.tags
+    assert {result.metric_type for result in card.data.eval_results} >= {"psnr", "ssim"}
+    assert 'VQModel.from_pretrained("me/vqvae")' in card.text
+    assert {"config.json", "diffusion_pytorch_model.safetensors", "samples.png"} <= set(files)
+    assert not any("checkpoint" in path for path in files)
+
+
+def test_what_was_pushed_is_pushed_again_only_where_it_changed(runs, hub, logged_in, tmp_path):
+    push(runs["digits"], "me/digits")
+    commits, objects = hub.commits("me/digits"), dict(hub.objects)
+    puts = sum(request.startswith("PUT") for request in hub.requests)
+    push(runs["digits"], "me/digits")
+    assert hub.commits("me/digits") == commits
+    assert sum(request.startswith("PUT") for request in hub.requests) == puts
+
+    stale = {"pipeline_of_before.py": b"raise SystemExit", "mine.txt": b"a note of somebody"}
+    hub.commit("me/digits", "main", stale, [])
+    push(runs["digits"], "me/digits")
+    left = hub.files("me/digits")
+    assert "pipeline_of_before.py" not in left and "mine.txt" in left and hub.objects == objects
+
+
+def test_a_busy_hub_is_asked_again_and_a_refusal_leaves_the_run_as_it_was(runs, hub, logged_in, tmp_path):
+    hub.refusals = {"/preupload/": [503], "PUT /lfs/": [500], "/lfs/verify": [503]}
+    run = runs["digits"]
+    before = {path: path.read_bytes() for path in run.glob("*.*")}
+    push(run, "me/digits", private=True)
+    assert hub.repositories["me/digits"]["private"] and not any(hub.refusals.values())
+
+    hub.objects.clear(), hub.verified.clear()  # a storage that lost them, and then refuses them
+    hub.refusals = {"PUT /lfs/": [403] * 20}
+    with pytest.raises(RunError, match="the run is whole, and can be pushed again") as refused:
+        push(run, "me/again")
+    assert "403" in str(refused.value) and "signature" not in str(refused.value)
+    assert len(hub.commits("me/again")) == 1  # nothing but the empty repository
+    hub.refusals = {}
+    push(run, "me/again")
+    assert "model_index.json" in hub.files("me/again")
+    assert {path: path.read_bytes() for path in run.glob("*.*")} == before
+
+
+def test_a_wrong_token_is_named_by_nothing(runs, hub, tmp_path):
+    wrong = "hf_" + "wrong" * 6
+    refused = pushed(hub, tmp_path, runs["digits"], "me/digits", HF_TOKEN=wrong)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1 and "the run is whole, and can be pushed again" in refused.stderr
-    assert (runs["digits"] / "README.md").read_bytes() == card
-    written = [content.decode("latin-1") for content in hub.files("me/digits").values()]
-    for text in (refused.stderr, refused.stdout, done.stdout, done.stderr, *written):
-        assert TOKEN not in text and "wrongwrong" not in text
+    assert "401" in refused.stderr and wrong not in refused.stderr + refused.stdout
+
+
+def test_nobody_who_is_not_logged_in_is_let_to_wait(runs, monkeypatch, capsys):
+    monkeypatch.setattr("hwdiffusion.hub.get_token", lambda: None)
+    assert cli.main(["push", str(runs["digits"]), "me/digits"]) == 2
+    assert "run `hf auth login`, or set HF_TOKEN" in capsys.readouterr().err
+
+
+def test_what_is_told_of_a_run_tells_nothing_of_the_machine(runs, tmp_path):
+    """Also where a path stands where no path is expected, and a token where none belongs."""
+    run = tmp_path / "run"
+    run.mkdir()
+    settings = {
+        "script": "train_ldm",
+        "train_ldm": {"train_data_dir": "/home/me/pictures", "vqvae": "../vqvae", "dataset_name": "me/pictures"},
+        "train_vqgan": {"perceptual_model": "/home/me/models/vgg", "sample_steps": [1, 2]},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (run / "config.json").write_text("{}")
+    (run / "README.md").write_text(f'See {TOKEN}, and VQModel.from_pretrained("run") but from_pretrained("you/x").')
+    contents = contents_to_push(run, "me/run")
+    told = yaml.safe_load(contents["config.yaml"])
+    assert told["train_ldm"] == {"train_data_dir": "pictures", "vqvae": "vqvae", "dataset_name": "me/pictures"}
+    assert told["train_vqgan"] == {"perceptual_model": "vgg", "sample_steps": [1, 2]}
+    card = contents["README.md"].decode()
+    assert TOKEN not in card and 'from_pretrained("me/run") but from_pretrained("you/x")' in card
 
 
 def test_training_pushes_what_it_made(runs, hub, tmp_path):
@@ -117,22 +249,5 @@ def test_training_pushes_what_it_made(runs, hub, tmp_path):
     done = subprocess.run(command("train_ddpm", *argv), env=environment(hub, tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "model_index.json" in hub.files("me/made")
+    assert re.search(rf"^{hub.endpoint}/me/made$", done.stdout, re.MULTILINE)
     assert TOKEN not in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    "kind, options, example, row",
-    [
-        ("pixel", {}, "labels=['wild']", "one row a label,"),
-        ("tokens", {"max_labels": 2}, "labels=[['cat', 'wild']]", "one row a set of labels,"),
-        ("unconditional", {}, "", "one row a label,"),
-    ],
-)
-def test_the_example_of_a_card_is_one_of_its_model_and_runs(kind, options, example, row, preset, tmp_path):
-    pipe = make_pipeline(kind, **options)
-    write_model_card(parse("train_ddpm", ["--preset", preset, "--output_dir", str(tmp_path)]), pipe, "Digits", 3)
-    card = (tmp_path / "README.md").read_text()
-    call = re.search(r"^image = pipe\((.*)\)\.images\[0\]$", card, re.MULTILINE).group(1)
-    assert call == example and row in card
-    assert ("in sets of at most 2" in card) == ("max_labels" in options)
-    assert isinstance(eval(f"pipe({call})").images[0], Image.Image)

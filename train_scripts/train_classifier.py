@@ -30,9 +30,10 @@ def train(config: Config, data=None) -> Path:
 
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
     from hwdiffusion.extractors import scaled
-    from hwdiffusion.hub import push, write_classifier_card
+    from hwdiffusion.hub import finish
     from hwdiffusion.latents import LatentDataset, cached_latents
     from hwdiffusion.metrics import labels_found, wilson_interval
+    from hwdiffusion.model_card import classifier_card
     from hwdiffusion.models import build_classifier, build_noise_scheduler, latent_shape, load_autoencoder
     from hwdiffusion.objectives import add_noise, draw_timesteps, prediction_type_of
     from hwdiffusion.pipelines import classifier_inputs, label_tokens, noise_schedule, raw_latents, scale_latents
@@ -147,15 +148,14 @@ def train(config: Config, data=None) -> Path:
         trainer.update("classifier", loss)
         trainer.log(loss=loss, accuracy=found)
 
+    count = len(data.validation)
+    judged = count if rotation else (data.validation.labels >= 0).sum().item()
     if trainer.is_main_process and not args.dry_run:
-        accuracy, count = stock.config.test_accuracy, len(data.validation)
-        judged = count if rotation else (data.validation.labels >= 0).sum().item()
+        accuracy = stock.config.test_accuracy
         low, high = wilson_interval(round(accuracy * judged), judged)
         of = f"{judged} labels of {count} pictures" if sets else f"{count} pictures"
         trainer.print(f"test accuracy {accuracy:.4f} (95 % {low:.4f} to {high:.4f}) on {of}")
-        write_classifier_card(config, stock.config, (low, high), trainer.max_steps)
-        if args.push_to_hub:
-            push(output_dir, args.hub_model_id, args.hub_private)
+    finish(trainer, lambda: classifier_card(config, stock.config, data.summary(), trainer.max_steps, judged))
     return output_dir
 
 

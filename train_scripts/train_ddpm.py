@@ -80,8 +80,9 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
         loss_of: a function of the UNet, clean samples, labels and draws, to a scalar.
     """
     from hwdiffusion.figures import sample_grid
-    from hwdiffusion.hub import push, write_model_card
+    from hwdiffusion.hub import finish
     from hwdiffusion.label_sets import sets_to_draw
+    from hwdiffusion.model_card import pipeline_card
     from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.trainer import Evaluation
 
@@ -107,10 +108,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
         trainer.update("unet", loss)
         trainer.log(loss=loss)
 
-    if trainer.is_main_process and not args.dry_run:
-        write_model_card(trainer.config, pipeline, data.summary(), trainer.max_steps)
-        if args.push_to_hub:
-            push(args.output_dir, args.hub_model_id, args.hub_private)
+    finish(trainer, lambda: pipeline_card(trainer.config, pipeline, data.summary(), trainer.max_steps))
 
 
 def main(argv: list[str] | None = None) -> int:

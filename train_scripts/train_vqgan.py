@@ -26,7 +26,9 @@ def train(config: Config, data=None) -> Path:
     from hwdiffusion import adversarial, figures
     from hwdiffusion.codebook import Codebook, advice
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
+    from hwdiffusion.hub import finish
     from hwdiffusion.latents import centred, encode_batches, encode_together, how_many_tell
+    from hwdiffusion.model_card import autoencoder_card
     from hwdiffusion.models import build_vqvae, latent_shape
     from hwdiffusion.randomness import Draws
     from hwdiffusion.run_folder import check_run, prepare_output_dir
@@ -143,6 +145,8 @@ def train(config: Config, data=None) -> Path:
                 restarted = codebook.restart(batch.draws, trainer.optimizer("vqvae"), average, latents)
                 trainer.log(codebook_restarted=float(restarted))
             codebook.reset()
+
+    finish(trainer, lambda: autoencoder_card(config, stock, data.summary(), trainer.max_steps))
     return trainer.output_dir
 
 

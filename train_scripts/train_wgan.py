@@ -18,9 +18,10 @@ def train(config: Config) -> Path:
     from hwdiffusion import wgan
     from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
     from hwdiffusion.figures import sample_grid
-    from hwdiffusion.hub import push, write_model_card
+    from hwdiffusion.hub import finish
     from hwdiffusion.judge import training_judge
     from hwdiffusion.label_sets import sets_to_draw
+    from hwdiffusion.model_card import pipeline_card
     from hwdiffusion.models import build_critic, build_generator
     from hwdiffusion.pipelines import ClassConditionalGANPipeline, label_tokens
     from hwdiffusion.randomness import epoch_order
@@ -95,10 +96,7 @@ def train(config: Config) -> Path:
         trainer.update("critic", loss)
         trainer.log(critic_loss=loss, critic_gap=-difference, gradient_penalty=penalty)
 
-    if trainer.is_main_process and not args.dry_run:
-        write_model_card(trainer.config, pipeline, data.summary(), trainer.max_steps)
-        if args.push_to_hub:
-            push(args.output_dir, args.hub_model_id, args.hub_private)
+    finish(trainer, lambda: pipeline_card(config, pipeline, data.summary(), trainer.max_steps))
     return Path(args.output_dir)
 
 
