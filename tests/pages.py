@@ -120,6 +120,8 @@ def commands_of(code: str) -> list[list[str]]:
         words = shlex.split(line, comments=True)
         while words and re.match(r"[A-Z_]+=", words[0]):
             words.pop(0)
+        if ">" in words:
+            words = words[: words.index(">")]
         while "&&" in words:
             place = words.index("&&")
             commands.append(words[:place])
@@ -155,7 +157,7 @@ def check_command(words: list[str], files: dict[str, str]):
             raise ValueError(f"the Makefile has no {argv}")
     elif program in ("source", "eval") and (inner := re.search(r"[<$]\((.+)\)", " ".join(argv))):
         check_command(inner[1].split(), files)
-    elif program not in ("source", "cd", "pip", "hf"):
+    elif program not in ("source", "cd", "pip", "hf", "mkdir"):
         raise ValueError(f"nothing is known that would parse {program!r}")
 
 
@@ -327,6 +329,7 @@ def environment(folder: Path, endpoint: str, token: str) -> dict[str, str]:
         **kept,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "tests" / "miniature"),
+        "HOME": str(folder / "home"),
         "HF_HOME": str(folder / ".hf"),
         "HF_ENDPOINT": endpoint,
         "HF_TOKEN": token,
