@@ -103,10 +103,15 @@ def push(argv: list[str]):
     parser.add_argument("run", help="a run folder")
     parser.add_argument("repo_id", help="USER/NAME on the Hub; it is made if it isn't there")
     parser.add_argument("--private", action="store_true")
+    parser.add_argument("--space", action="store_true", help="besides, a Space of that name with the demo of it")
     args = parser.parse_args(argv)
-    from hwdiffusion import hub
+    from hwdiffusion import hub, space
 
+    if args.space:
+        space.check_space(args.run)
     print(hub.push(args.run, args.repo_id, args.private))
+    if args.space:
+        print(space.push_space(args.run, args.repo_id, args.private))
 
 
 def doctor(argv: list[str]):

@@ -252,8 +252,13 @@ def push(run: str | Path, repo_id: str, private: bool = False) -> str:
     try:
         return _upload(folder, repo_id, private)
     except Exception as error:  # of the Hub, the network, or the client's own checks, which have no common class
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"the Hub did not take {run}: {reason}; the run is whole, and can be pushed again") from error
+        raise RunError(refusal(run, error)) from error
+
+
+def refusal(what: str | Path, error: Exception) -> str:
+    """What an upload was answered, in a sentence."""
+    reason = " ".join(str(error).split())[:200]
+    return f"the Hub did not take {what}: {reason}; the run is whole, and can be pushed again"
 
 
 def _upload(run: Path, repo_id: str, private: bool) -> str:

@@ -1,6 +1,7 @@
 """A small Hub on the loopback: what `huggingface_hub` needs of its HTTP interface to create, upload and download.
 
-It keeps repositories in memory, each a list of commits, a commit a table of files.
+It keeps repositories in memory, each a list of commits, a commit a table of files. The names of Spaces begin with
+`spaces/`.
 """
 
 import base64
@@ -10,6 +11,9 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+
+_NAME = r"((?:spaces/)?[^/]+/[^/]+)"
 
 
 class LoopbackHub:
@@ -64,18 +68,18 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self._refuses():
             return
-        path = unquote(urlsplit(self.path).path)
+        path = self._path()
         if path == "/api/validate-yaml":
             self._send({"warnings": [], "errors": []})
         elif self.headers.get("Authorization") != f"Bearer {self.of.token}":
             self._send({"error": "Invalid username or password."}, 401)
         elif path == "/api/repos/create":
             self._create(json.loads(body))
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/[^/]+", path):
+        elif match := re.fullmatch(rf"/api/models/{_NAME}/preupload/[^/]+", path):
             modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
                      for file in json.loads(body)["files"]]  # fmt: skip
             self._send({"files": modes})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/[^/]+", path):
+        elif match := re.fullmatch(rf"/api/models/{_NAME}/commit/[^/]+", path):
             self._commit(match[1], [json.loads(line) for line in body.splitlines()])
         else:
             self._send({"error": f"no such address: {path}"}, 404)
@@ -83,23 +87,27 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self._refuses():
             return
-        path = unquote(urlsplit(self.path).path)
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
+        path = self._path()
+        if match := re.fullmatch(rf"/api/models/{_NAME}/tree/([^/]+)", path):
             found = self._found(match[1], match[2])
             if found is not None:
                 self._send([{"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
                             for path, content in found[1].items()])  # fmt: skip
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+        elif match := re.fullmatch(rf"/api/models/{_NAME}(?:/revision/([^/]+))?", path):
             found = self._found(match[1], match[2] or "main")
             if found is not None:
                 siblings = [{"rfilename": path} for path in found[1]]
                 self._send({"id": match[1], "sha": found[0], "siblings": siblings, "private": False, "tags": []})
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(rf"/{_NAME}/resolve/([^/]+)/(.+)", path):
             self._file(*match.groups())
         else:
             self._send({"error": f"no such address: {path}"}, 404)
 
     do_HEAD = do_GET
+
+    def _path(self) -> str:
+        """What is asked for, with Spaces among the models."""
+        return unquote(urlsplit(self.path).path).replace("/api/spaces/", "/api/models/spaces/")
 
     def _refuses(self) -> bool:
         self.of.requests.append(f"{self.command} {self.path}")
@@ -110,12 +118,13 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _create(self, asked: dict):
-        repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        space = "spaces/" if asked.get("type") == "space" else ""
+        repo_id = f"{space}{asked.get('organization') or 'me'}/{asked['name']}"
         if repo_id in self.of.repositories:
             self._send({"error": "You already created this model repo", "url": f"{self.of.endpoint}/{repo_id}"}, 409)
             return
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
-        self.of.repositories[repo_id] = {"private": private, "commits": []}
+        self.of.repositories[repo_id] = {"private": private, "commits": [], "sdk": asked.get("sdk")}
         self.of.commit(repo_id, {".gitattributes": b""}, [])
         self._send({"url": f"{self.of.endpoint}/{repo_id}", "name": repo_id, "id": "1"})
 
