@@ -265,15 +265,20 @@ def build(exhibits: list[Exhibit]):
         gr.Markdown(f"# {html.escape(' and '.join(exhibit.name for exhibit in exhibits))}")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                shared = _shared_controls(gr, exhibits)
+                shared, own, shown = _shared_controls(gr, exhibits), [], []
                 with gr.Row():
-                    draw_button = gr.Button("Draw", variant="primary", elem_id="draw")
-                    stop_button = gr.Button("Stop", variant="stop", elem_id="stop")
+                    draw_button = gr.Button("Draw", variant="primary", min_width=100, elem_id="draw")
+                    stop_button = gr.Button("Stop", variant="stop", min_width=100, elem_id="stop")
+                if len(exhibits) == 1:
+                    own.append(_own_controls(gr, exhibits[0]))
+                if any(exhibit.in_steps for exhibit in exhibits):
+                    shared |= _variation_controls(gr, exhibits[0].pipe)
             with gr.Column(scale=3), gr.Row():
-                own, shown = [], []
                 for number, exhibit in enumerate(exhibits):
                     with gr.Column(min_width=320, elem_id=f"run-{number}"):
-                        own.append(_own_controls(gr, exhibit))
+                        if len(exhibits) > 1:
+                            gr.Markdown(f"### {html.escape(exhibit.name)}")
+                            own.append(_own_controls(gr, exhibit))
                         shown.append(_results(gr, exhibit))
 
         def draw(values: dict, request: gr.Request, progress=gr.Progress()):  # noqa: B008  as Gradio wants it
@@ -330,7 +335,7 @@ def _sentence(error: InputError) -> str:
 
 
 def _shared_controls(gr, exhibits: list[Exhibit]) -> dict:
-    """What is the same for both runs: what to draw, and what of."""
+    """What is the same for both runs: what to draw."""
     controls, pipe = {}, exhibits[0].pipe
     known = [(name, index) for index, name in pipe.id2label.items()]
     if known and pipe.config.max_labels > 1:
@@ -353,13 +358,17 @@ def _shared_controls(gr, exhibits: list[Exhibit]) -> dict:
     )
     if any(exhibit.in_steps for exhibit in exhibits):
         controls["trajectory"] = gr.Checkbox(True, label="show the way from noise")
-        with gr.Accordion("Variation", open=False, elem_id="variation"):
-            controls["varied"] = gr.Checkbox(False, label="start from this picture, drawn or uploaded")
-            controls["picture"] = _canvas(gr, pipe)
-            controls["strength"] = gr.Slider(
-                LOWEST_STRENGTH, 1, value=0.6, step=0.05, label="strength: how far it is noised"
-            )
     return controls
+
+
+def _variation_controls(gr, pipe) -> dict:
+    """What both runs start from, if not from noise."""
+    with gr.Accordion("Variation", open=False, elem_id="variation"):
+        return {
+            "varied": gr.Checkbox(False, label="start from this picture, drawn or uploaded"),
+            "picture": _canvas(gr, pipe),
+            "strength": gr.Slider(LOWEST_STRENGTH, 1, value=0.6, step=0.05, label="strength: how far it is noised"),
+        }
 
 
 def _canvas(gr, pipe):
@@ -386,7 +395,6 @@ def _canvas(gr, pipe):
 def _own_controls(gr, exhibit: Exhibit) -> dict:
     """What is set for each run by itself: how it samples."""
     controls = {}
-    gr.Markdown(f"### {html.escape(exhibit.name)}")
     with gr.Accordion("Sampling", open=True):
         if not exhibit.in_steps:
             controls["truncation"] = gr.Slider(
@@ -403,9 +411,8 @@ def _own_controls(gr, exhibit: Exhibit) -> dict:
             default = exhibit.pipe.config.default_guidance_scale
             highest = max(HIGHEST_GUIDANCE, default)
             controls["guidance"] = gr.Slider(1, highest, value=default, step=0.1, label="guidance scale (none at 1)")
-            with gr.Row():
-                controls["start"] = gr.Slider(0, 1, value=0.0, step=0.05, label="guided from", min_width=120)
-                controls["stop"] = gr.Slider(0, 1, value=1.0, step=0.05, label="to this part", min_width=120)
+            controls["start"] = gr.Slider(0, 1, value=0.0, step=0.05, label="guided from")
+            controls["stop"] = gr.Slider(0, 1, value=1.0, step=0.05, label="to this part")
     return controls
 
 
@@ -413,19 +420,19 @@ def _results(gr, exhibit: Exhibit) -> list:
     """Where a run's pictures appear, the way from noise, and its scores."""
     shown = [
         gr.Gallery(
-            label="pictures", columns=4, object_fit="contain", format="png", interactive=False, height="auto",
+            show_label=False, columns=4, object_fit="contain", format="png", interactive=False, height="auto",
             buttons=["download", "fullscreen"], elem_classes=["crisp", "pictures"],
         )
     ]  # fmt: skip
     if exhibit.in_steps:
-        with gr.Accordion("From noise", open=True):
-            shown.append(
-                gr.Image(
-                    show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"],
-                    elem_classes=["strip"],
+        with gr.Accordion("From noise", open=True), gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                buttons = ["download", "fullscreen"]
+                strip = gr.Image(
+                    show_label=False, format="png", interactive=False, buttons=buttons, elem_classes="strip"
                 )
-            )  # fmt: skip
-            shown.append(gr.HTML(elem_classes=["animation"]))
+            with gr.Column(scale=1, min_width=160):
+                shown += [strip, gr.HTML(elem_classes="animation")]
     with gr.Accordion("Scores", open=False):
         gr.Markdown(exhibit.scores, elem_classes=["scores"])
     return shown
@@ -515,6 +522,7 @@ def serve(runs: Sequence[str], host: str = "127.0.0.1", port: int = 7860, device
     except KeyboardInterrupt:
         print()
     finally:
+        page.server.force_exit = True  # it would wait for the tabs that are open
         page.close(verbose=False)
 
 
