@@ -497,15 +497,16 @@ def test_a_picture_is_uploaded_or_drawn_and_varied(tab, served, tmp_path):
     tab.get_by_text("Variation").click()
     tab.get_by_text("start from this picture").click()
     empty = press_draw(tab)
-    canvas = tab.locator("#variation canvas").first.bounding_box()
-    tab.mouse.move(canvas["x"] + 60, canvas["y"] + 60)
-    tab.mouse.down()
-    tab.mouse.move(canvas["x"] + 200, canvas["y"] + 200, steps=10)
-    tab.mouse.up()
+    canvas = tab.locator("#variation canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    for move, part in ((tab.mouse.move, 0.35), (tab.mouse.down, None), (tab.mouse.move, 0.65), (tab.mouse.up, None)):
+        move() if part is None else move(box["x"] + part * box["width"], box["y"] + part * box["height"], steps=10)
+    time.sleep(3)  # the canvas tells the page of a stroke a moment later
     drawn = press_draw(tab)
     Image.radial_gradient("L").save(tmp_path / "mine.png")
     tab.locator("#variation input[type=file]").first.set_input_files(tmp_path / "mine.png")
-    time.sleep(2)
+    time.sleep(3)
     uploaded = press_draw(tab)
     assert len({*of_noise, *empty, *drawn, *uploaded}) == 4
     assert not any((served.folder / "work").iterdir())
