@@ -97,16 +97,36 @@ def sample(argv: list[str]):
     _draw("sample", argv)
 
 
+def demo(argv: list[str]):
+    """Draw with a run in the browser, or with two side by side."""
+    parser = _parser("demo", "hwdiffusion demo runs/digits")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="one or two run folders or Hub ids")
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine; 0.0.0.0 lets others in")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 takes any that is free")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    args = parser.parse_args(argv)
+    if len(args.runs) > 2:
+        raise InputError(f"demo shows one run, or two side by side, not {len(args.runs)}")
+    from hwdiffusion.demo import serve
+
+    serve(args.runs, args.host, args.port, args.device)
+
+
 def push(argv: list[str]):
     """Upload a run to the Hub, with its card."""
     parser = _parser("push", "hwdiffusion push runs/digits me/digits --private")
     parser.add_argument("run", help="a run folder")
     parser.add_argument("repo_id", help="USER/NAME on the Hub; it is made if it isn't there")
     parser.add_argument("--private", action="store_true")
+    parser.add_argument("--space", action="store_true", help="besides, a Space of that name with the demo of it")
     args = parser.parse_args(argv)
-    from hwdiffusion import hub
+    from hwdiffusion import hub, space
 
+    if args.space:
+        space.check_space(args.run)
     print(hub.push(args.run, args.repo_id, args.private))
+    if args.space:
+        print(space.push_space(args.run, args.repo_id, args.private))
 
 
 def doctor(argv: list[str]):
@@ -205,6 +225,7 @@ COMMANDS = {
     "vary": vary,
     "inpaint": inpaint,
     "interpolate": interpolate,
+    "demo": demo,
     "push": push,
     "doctor": doctor,
     "completion": completion,

@@ -47,7 +47,7 @@ from hwdiffusion.arguments import (
 )
 from hwdiffusion.checkpoints import write_file
 from hwdiffusion.failures import exit_code
-from hwdiffusion.places import is_here
+from hwdiffusion.places import file_of, is_here
 
 
 MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler", "classifier", "generator", "critic")
@@ -462,13 +462,7 @@ def run_config(run: str) -> Path | None:
     if is_here(run, "the run"):
         places = (folder / "config.yaml", folder.resolve().parent / "config.yaml")
         return next((path for path in places if path.is_file()), None)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(run, "config.yaml"))
-    except EntryNotFoundError:
-        return None
+    return file_of(run, "config.yaml")
 
 
 def _value_of(flag: str, flags: list[str]) -> str | None:

@@ -13,6 +13,7 @@ from hwdiffusion import InputError, __version__
 CORE = ("torch", "diffusers", "transformers", "accelerate", "datasets", "safetensors", "huggingface_hub")
 EXTRAS = {  # the module that an extra is for, and what it does
     "8bit": ("bitsandbytes", "--use_8bit_adam"),
+    "demo": ("gradio", "hwdiffusion demo"),
     "fid": ("torch_fidelity", "--extractor inception"),
     "completion": ("shtab", "hwdiffusion completion"),
 }

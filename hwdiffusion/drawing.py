@@ -22,7 +22,14 @@ from hwdiffusion.arguments import (
 )
 from hwdiffusion.checkpoints import replace_folder
 from hwdiffusion.evaluation import choose_scheduler
-from hwdiffusion.figures import denoising, evenly, image_grid, write_animation
+from hwdiffusion.figures import (
+    denoising,
+    evenly,
+    image_grid,
+    trajectory_frames,
+    trajectory_strip,
+    write_animation,
+)
 from hwdiffusion.label_sets import labels_in_turn
 from hwdiffusion.models import PIPELINES, load_pipeline
 from hwdiffusion.pipelines import label_ids
@@ -68,14 +75,10 @@ def draw_trajectory(args: TrajectoryArguments):
         labels, names = ([values[row % len(values)] for row in range(args.rows)] for values in (labels, names))
     options = {"labels": labels or None, "num_images_per_prompt": 1 if labels else args.rows}
     moments = args.columns if args.animation is None else None
-    every = _drawn(denoising, pipe, moments, args.predicted, generator=_seeds(args.seed, args.rows), **options)
-    frames = evenly(every, args.columns)
-    images = [pictures[row] for row in range(args.rows) for _, pictures in frames]
-    columns = [f"step {step}" if step == 1 else str(step) for step, _ in frames]
-    _write(args.output, image_grid(images, len(frames), names, columns))
+    every = _drawn(denoising, pipe, moments, args.predicted, generator=seeds(args.seed, args.rows), **options)
+    _write(args.output, trajectory_strip(evenly(every, args.columns), names))
     if args.animation is not None:
-        side = max(1, round(args.rows**0.5))
-        write_animation(Path(args.animation), [image_grid(pictures, side) for _, pictures in every])
+        write_animation(Path(args.animation), trajectory_frames(every))
         print(args.animation)
 
 
@@ -92,7 +95,7 @@ def draw_variations(args: VaryArguments):
     for row in range(max(len(labels), 1)):
         rows.append(image)
         for strength in strengths:  # the same noise in all columns: what differs is how much of it there is
-            options = {"labels": [labels[row]] if labels else None, "generator": _seeds(args.seed, 1)}
+            options = {"labels": [labels[row]] if labels else None, "generator": seeds(args.seed, 1)}
             rows += _drawn(pipe, image=image, strength=strength, **options).images
     columns = ["given", *(f"{strength:g}" for strength in strengths)]
     _write(args.output, image_grid(rows, len(columns), names, columns))
@@ -116,7 +119,7 @@ def draw_inpainting(args: InpaintArguments):
     )
     rows = []
     for row in range(max(len(labels), 1)):
-        options = {"num_images_per_prompt": args.columns, "generator": _seeds(args.seed, args.columns)}
+        options = {"num_images_per_prompt": args.columns, "generator": seeds(args.seed, args.columns)}
         options["labels"] = [labels[row]] if labels else None
         drawn = _drawn(pipe, image=image, mask_image=mask, **options).images
         rows += [image, kept, *drawn]
@@ -132,9 +135,9 @@ def draw_interpolation(args: InterpolateArguments):
         labels, names = labels[:2], names[:2]
         if args.labels is not None:
             raise InputError(f"--labels takes two to go between, not {len(args.labels)}")
-    ends = {"seeds": (labels[:1] or None, _seeds(args.seed, 2))}
+    ends = {"seeds": (labels[:1] or None, seeds(args.seed, 2))}
     if len(labels) == 2:
-        ends = {"labels": (labels, _seeds(args.seed, 1)), **ends, "both": (labels, _seeds(args.seed, 2))}
+        ends = {"labels": (labels, seeds(args.seed, 1)), **ends, "both": (labels, seeds(args.seed, 2))}
     rows = []
     for ends_of_labels, generator in ends.values():
         options = {"labels": ends_of_labels, "generator": generator, "num_images": args.columns}
@@ -151,12 +154,8 @@ def _pipeline(args: DrawingArguments):
     for flag in ("output", "animation"):
         if getattr(args, flag, None) is not None:
             _check_writable(getattr(args, flag), flag, folder=isinstance(args, SampleArguments) and not args.grid)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        kinds = PIPELINES if isinstance(args, SampleArguments) else PIPELINES[:1]  # the others draw in steps
-        pipe = load_pipeline(args.run, torch.device(device), kinds, args.torch_dtype)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device} is not there: {' '.join(str(error).split())[:100]}") from error
+    kinds = PIPELINES if isinstance(args, SampleArguments) else PIPELINES[:1]  # the others draw in steps
+    pipe = load_on(args.run, args.device, kinds, args.torch_dtype)
     choose_scheduler(pipe, args.scheduler)
     options = sampling_options(pipe, args)
     _drawn(pipe.check_inputs, **options)
@@ -164,6 +163,19 @@ def _pipeline(args: DrawingArguments):
         if f"default_{name}" in pipe.config:
             pipe.register_to_config(**{f"default_{name}": value})
     return pipe
+
+
+def load_on(run: str, device: str | None, kinds: tuple[type, ...] = PIPELINES, dtype: str = "float32"):
+    """The pipeline of a run, on a device by its name; by default on a GPU if there is one.
+
+    Raises:
+        InputError: there is no such run, or no such device.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return load_pipeline(run, torch.device(device), kinds, dtype)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} is not there: {' '.join(str(error).split())[:100]}") from error
 
 
 def _drawn(call, *arguments, **options):
@@ -199,7 +211,8 @@ def _set_of_labels(word: str, known: dict[int, str], max_labels: int):
     return labels if max_labels > 1 else labels[0]
 
 
-def _seeds(seed: int, count: int) -> list[torch.Generator]:
+def seeds(seed: int, count: int) -> list[torch.Generator]:
+    """A generator for each of `count` pictures, by a seed and those after it."""
     return [torch.Generator().manual_seed(seed + place) for place in range(count)]
 
 
@@ -210,7 +223,7 @@ def _image(args: VaryArguments | InpaintArguments, pipe) -> Image.Image:
         if word is not None and not pipe.id2label:
             raise InputError(f"{args.run} knows no labels; leave --source_label out")
         label = None if word is None else [_set_of_labels(word, pipe.id2label, pipe.config.max_labels)]
-        return _drawn(pipe, labels=label, generator=_seeds(args.seed + 1000, 1)).images[0]
+        return _drawn(pipe, labels=label, generator=seeds(args.seed + 1000, 1)).images[0]
     image = _open(args.image, "--image")
     tensor = _drawn(pipe.preprocess_image, image)
     return pipe.image_processor.postprocess(tensor, output_type="pil")[0]

@@ -1,7 +1,8 @@
-"""Pictures of results: labelled grids of samples, loss curves."""
+"""Pictures of results: labelled grids of samples, their ways from noise, loss curves."""
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -101,7 +102,11 @@ def sample_grid(
 
 
 def denoising(
-    pipeline, moments: int | None = 8, predicted: bool = False, **call
+    pipeline,
+    moments: int | None = 8,
+    predicted: bool = False,
+    callback_on_step_end: Callable | None = None,
+    **call,
 ) -> list[tuple[int, list[Image.Image]]]:
     """A pipeline's samples on their way from noise to pictures, decoded from latents where there are latents.
 
@@ -109,6 +114,7 @@ def denoising(
         pipeline: a `ClassConditionalPipeline`.
         moments: how many, evenly from the first step to the last; `None` takes every step.
         predicted: the clean pictures as they are predicted at those moments, rather than the noisy ones.
+        callback_on_step_end: is called after each step as a pipeline does it, without tensors.
         call: arguments of its call.
 
     Returns:
@@ -119,7 +125,7 @@ def denoising(
 
     def remember(pipe, step, timestep, tensors):
         seen.append(tensors[tensor].detach())
-        return {}
+        return callback_on_step_end(pipe, step, timestep, {}) if callback_on_step_end is not None else {}
 
     pipeline(
         **call,
@@ -134,6 +140,19 @@ def denoising(
         ]
 
 
+def trajectory_strip(moments: list[tuple[int, list[Image.Image]]], names: Sequence[str] | None = None) -> Image.Image:
+    """What [`denoising`] gives as one picture: a row a sample, with its name, a column a moment."""
+    images = [pictures[row] for row in range(len(moments[0][1])) for _, pictures in moments]
+    columns = [f"step {step}" if step == 1 else str(step) for step, _ in moments]
+    return image_grid(images, len(moments), names, columns)
+
+
+def trajectory_frames(moments: list[tuple[int, list[Image.Image]]]) -> list[Image.Image]:
+    """What [`denoising`] gives as frames of an animation: at each moment all samples, about as wide as high."""
+    side = max(1, round(len(moments[0][1]) ** 0.5))
+    return [image_grid(pictures, side) for _, pictures in moments]
+
+
 def evenly(items: Sequence, count: int | None) -> list:
     """`count` of the items, or all, from the first to the last at equal distances."""
     count = len(items) if count is None else min(count, len(items))
@@ -141,17 +160,25 @@ def evenly(items: Sequence, count: int | None) -> list:
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image], seconds: float = 3.0, hold: float = 1.5):
-    """Write frames as an animated GIF or WebP, by the suffix, that runs over and over and holds on the last one.
+    """Write frames as an animated GIF or WebP, by the suffix, as [`animated`] makes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(animated(frames, path.suffix[1:], seconds, hold))
+
+
+def animated(frames: Sequence[Image.Image], kind: str, seconds: float = 3.0, hold: float = 1.5) -> bytes:
+    """The bytes of an animation that runs over and over and holds on its last frame.
 
     Args:
+        kind: `"gif"` or `"webp"`.
         seconds: how long the frames take together.
         hold: how long the last one stays.
     """
     durations = [max(20, round(1000 * seconds / len(frames)))] * len(frames)
     durations[-1] = round(1000 * hold)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lossless = {"lossless": True} if path.suffix == ".webp" else {}
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, **lossless)
+    lossless = {"lossless": True} if kind == "webp" else {}
+    file = io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, **lossless)
+    return file.getvalue()
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -102,19 +102,18 @@ def push(run: str | Path, repo_id: str, private: bool = False) -> str:
     except (InputError, KeyboardInterrupt):
         raise
     except Exception as error:  # of the Hub, the network, or the client's own checks, which have no common class
-        raise RunError(
-            f"the Hub did not take {run}: {_reason(error)}; the run is whole, and can be pushed again"
-        ) from error
+        raise RunError(refusal(run, error)) from error
 
 
-def _reason(error: BaseException) -> str:
-    """What the client says, with what it says of the cause, without tokens and signatures of addresses."""
+def refusal(what: str | Path, error: BaseException) -> str:
+    """What an upload was answered, in a sentence: what the client says, with what it says of the cause, without
+    tokens and signatures of addresses."""
     said, seen = [], error
     while seen is not None and len(said) < 3:
         said.append(" ".join(str(seen).split())[:200] or type(seen).__name__)
         seen = seen.__cause__
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", ": ".join(said))  # a signed address is a key for a while
-    return without_tokens(text)
+    return f"the Hub did not take {what}: {without_tokens(text)}; the run is whole, and can be pushed again"
 
 
 def _upload(run: Path, repo_id: str, private: bool) -> str:

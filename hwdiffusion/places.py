@@ -39,3 +39,22 @@ def load_own(name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     finally:
         sys.path.remove("")
+
+
+def file_of(run: str, name: str) -> Path | None:
+    """A file of a run folder, or of a repository of the Hub, which is asked for it; `None` where it has none.
+
+    Raises:
+        InputError: there is no such run here, and its name can't be an id of the Hub.
+        OSError: the Hub can't be asked.
+    """
+    if is_here(run, "the run"):
+        path = Path(run) / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(run, name))
+    except EntryNotFoundError:
+        return None

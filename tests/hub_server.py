@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.png")  # as the .gitattributes of a new repository has them
 LFS_SIZE = 10 * 2**20
-REPOSITORY = r"([^/]+/[^/]+)"
+REPOSITORY = r"((?:spaces/)?[^/]+/[^/]+)"  # the names of Spaces begin with spaces/
 
 
 class LoopbackHub:
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if self._refuses():
             return
-        path = unquote(urlsplit(self.path).path)
+        path = self._path()
         if path == "/api/validate-yaml":
             self._send({"warnings": [], "errors": []})
         elif self.headers.get("Authorization") != f"Bearer {self.of.token}":
@@ -143,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self._refuses():
             return
-        path = unquote(urlsplit(self.path).path)
+        path = self._path()
         if path.startswith("/lfs/"):
             if self._opens():
                 content = self.of.objects[path.removeprefix("/lfs/")]
@@ -165,6 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     # -- what is asked ------------------------------------------------------------------------------------------------
+
+    def _path(self) -> str:
+        """What is asked for, with Spaces among the models."""
+        return unquote(urlsplit(self.path).path).replace("/api/spaces/", "/api/models/spaces/")
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -196,12 +200,13 @@ class _Handler(BaseHTTPRequestHandler):
         return right
 
     def _create(self, asked: dict):
-        repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        space = "spaces/" if asked.get("type") == "space" else ""
+        repo_id = f"{space}{asked.get('organization') or 'me'}/{asked['name']}"
         if repo_id in self.of.repositories:
             self._send({"error": "You already created this model repo", "url": f"{self.of.endpoint}/{repo_id}"}, 409)
             return
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
-        self.of.repositories[repo_id] = {"private": private, "branches": {}, "commits": {}}
+        self.of.repositories[repo_id] = {"private": private, "branches": {}, "commits": {}, "sdk": asked.get("sdk")}
         attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS)
         self.of.commit(repo_id, "main", {".gitattributes": attributes.encode()}, [])
         self._send({"url": f"{self.of.endpoint}/{repo_id}", "name": repo_id, "id": "1"})

@@ -1,19 +1,24 @@
 """Runs on their way to the Hub and back, by the real client, over a loopback server that speaks its interface."""
 
+import importlib.metadata
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 import yaml
 from hub_server import LoopbackHub
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, RepoCard, constants
 from running import TINY_PRESET, command, write_preset
 from tiny import make_gan
 
-from hwdiffusion import RunError, cli
+from hwdiffusion import InputError, RunError, cli
 from hwdiffusion.hub import contents_to_push, push
+from hwdiffusion.space import check_space
 from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm
 
 
@@ -252,3 +257,58 @@ def test_training_pushes_what_it_made(runs, hub, tmp_path):
     assert "model_index.json" in hub.files("me/made")
     assert re.search(rf"^{hub.endpoint}/me/made$", done.stdout, re.MULTILINE)
     assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_space_of_a_pushed_run_carries_its_demo(runs, hub, tmp_path):
+    done = pushed(hub, tmp_path, runs["digits"], "me/digits", "--space", "--private")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == f"{hub.endpoint}/spaces/me/digits" and TOKEN not in done.stdout + done.stderr
+    assert hub.repositories["spaces/me/digits"]["sdk"] == "gradio" and hub.repositories["spaces/me/digits"]["private"]
+    assert "model_index.json" in hub.files("me/digits")
+    files = hub.files("spaces/me/digits")
+    assert not any(str(runs["digits"].parent).encode() in content for content in files.values())
+
+    (tmp_path / "README.md").write_bytes(files["README.md"])
+    data = RepoCard.load(tmp_path / "README.md").data.to_dict()
+    assert data["sdk"] == "gradio" and data["app_file"] == "app.py" and data["models"] == ["me/digits"]
+    assert re.fullmatch(r"6\.\d+\.\d+", data["sdk_version"]) and data["title"] == "digits"
+    needed = dict(line.split("==") for line in files["requirements.txt"].decode().splitlines())
+    assert needed["diffusers"] == importlib.metadata.version("diffusers") and "+" not in needed["torch"]
+    assert not {"gradio", "pytest", "bitsandbytes"} & set(needed)  # the first comes with the SDK
+
+    again = pushed(hub, tmp_path, runs["digits"], "me/digits", "--space")
+    assert again.returncode == 0, again.stderr
+    hub.refusals["/api/spaces/"] = [403]
+    refused = pushed(hub, tmp_path, runs["digits"], "me/digits", "--space")
+    assert refused.returncode == 1 and "the Hub did not take the Space of" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_what_a_space_carries_serves_the_demo(runs, hub, tmp_path):
+    pytest.importorskip("gradio")
+    assert pushed(hub, tmp_path, runs["digits"], "me/digits", "--space").returncode == 0
+    for path, content in hub.files("spaces/me/digits").items():
+        (tmp_path / "space" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "space" / path).write_bytes(content)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run = {"cwd": tmp_path / "space", "text": True, "stdout": subprocess.PIPE}
+    run["env"] = environment(hub, tmp_path / "of-the-space", GRADIO_SERVER_PORT=str(port))
+    ours = "import importlib.util as u; print(u.find_spec('hwdiffusion.demo').origin, u.find_spec('hwdiffusion.pipelines').origin)"  # noqa: E501
+    found = subprocess.run([sys.executable, "-c", ours], check=True, **run).stdout.split()
+    assert found == [str(tmp_path / "space" / "hwdiffusion" / name) for name in ("demo.py", "pipelines/__init__.py")]
+    with subprocess.Popen([sys.executable, "app.py"], **run) as served:
+        try:
+            assert served.stdout.readline().startswith(f"me/digits: http://localhost:{port}/")
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/config") as answer:
+                page = json.load(answer)
+        finally:
+            served.terminate()
+    assert "pictures" in [one["props"].get("label") for one in page["components"]]
+
+
+def test_a_space_is_for_what_draws(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no pipeline, of which a Space could show a demo; leave --space out"):
+        check_space(tmp_path)

@@ -1,7 +1,7 @@
 import pytest
 
 from hwdiffusion import InputError
-from hwdiffusion.places import is_here
+from hwdiffusion.places import file_of, is_here
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +31,11 @@ def test_what_can_only_be_a_path_is_refused(name):
 def test_the_nearest_name_beside_is_told():
     with pytest.raises(InputError, match="no such file or folder; did you mean runs/digits.$"):
         is_here("runs/digit", "--run")
+
+
+def test_a_file_of_a_run_is_found_or_is_not_there(folder):
+    (folder / "runs" / "digits" / "evaluation.json").write_text("{}")
+    assert file_of("runs/digits", "evaluation.json").read_text() == "{}"
+    assert file_of("runs/digits", "sweep/sweep.json") is None
+    with pytest.raises(InputError, match="the run runs/digts can't be loaded"):
+        file_of("runs/digts", "evaluation.json")
