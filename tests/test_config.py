@@ -168,7 +168,7 @@ def test_the_first_stage_shares_data_and_machine_flags_and_no_others(tmp_path):
         "--image_mode", "RGB", "--center_crop", "false", "--random_flip", "--validation_fraction", "0.3",
         "--max_train_samples", "99", "--skip_bad_images", "--image_memory_gb", "1", "--dataloader_num_workers", "1",
         "--dataset_config_name", "small", "--seed", "5", "--mixed_precision", "bf16", "--report_to", "wandb",
-        "--logging_steps", "3", "--shuffle_buffer_size", "7",
+        "--logging_steps", "3", "--shuffle_buffer_size", "7", "--data_license", "mit",
     ]  # fmt: skip
     exclusive = {"streaming": ["--streaming"], "class_balance": ["--class_balance", "0.5"]}
     own = [
