@@ -95,7 +95,7 @@ def test_the_doctor_says_what_there_is(capsys):
         found["packages"]["torch"]
     )
     assert len(found["gpus"]) == torch.cuda.device_count() and found["memory_gib"] > 0
-    assert set(found["extras"]) == {"8bit", "fid", "completion"}
+    assert set(found["extras"]) == {"8bit", "completion", "demo", "fid"}
     assert "extra 8bit, for --use_8bit_adam: " in said(capsys, "doctor")
 
 
