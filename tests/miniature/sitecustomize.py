@@ -13,6 +13,7 @@ from hwdiffusion import arguments, config
 
 
 STEPS, PICTURES, SAMPLES = 6, 150, 140  # a Fréchet distance of 128 features needs more than so many samples
+FEWEST = 5  # steps of which a fifth, the strength of a weak variation, is still one
 BENCHMARKS = {
     "codebook_health": "--max_train_steps 2 --codes 64",
     "guidances": f"--num_samples {SAMPLES} --num_inference_steps 2",
@@ -20,7 +21,7 @@ BENCHMARKS = {
     "sample_quality": "--num_samples 60 --num_inference_steps 2",
     "samplers": "--num_samples 10 --num_inference_steps 5 --other_steps 5",
     "training_memory": "",
-    "variations": "--num_samples 10 --num_inference_steps 2 5 --num_refinements 1",
+    "variations": f"--num_samples 10 --num_inference_steps {FEWEST} --num_refinements 1",
 }
 
 
@@ -32,7 +33,7 @@ def cut_down(args):
         args.train_batch_size = min(args.train_batch_size, 8)
         args.max_train_samples = min(args.max_train_samples or PICTURES, PICTURES)
         if hasattr(args, "num_inference_steps"):
-            args.num_inference_steps = 2
+            args.num_inference_steps = min(args.num_inference_steps, FEWEST)
         if hasattr(args, "evaluation_samples"):
             args.evaluation_samples = SAMPLES
     elif isinstance(args, arguments.EvaluationArguments):
@@ -42,7 +43,7 @@ def cut_down(args):
             few = [2 * place for place in range(1, len(steps) + 1)] if isinstance(steps, list) else 2
             args.num_inference_steps = few
     elif isinstance(args, arguments.DrawingArguments):
-        args.num_inference_steps = None if args.num_inference_steps is None else 2
+        args.num_inference_steps = args.num_inference_steps and min(args.num_inference_steps, FEWEST)
         if hasattr(args, "num"):
             args.num = min(args.num, 2)
     return args
