@@ -29,7 +29,7 @@ OF_THE_BENCHMARKS = ROOT / "benchmarks" / "README.md"  # its commands take hours
 CHECKED = {**BLOCKS, OF_THE_BENCHMARKS: blocks_of(OF_THE_BENCHMARKS.read_text(), "benchmarks/README.md")}
 FILES = {block.file: block.code for blocks in BLOCKS.values() for block in blocks if block.file is not None}
 # flags that the pages speak of and that are others'
-OF_OTHERS = {"--help", "--debug", "--json", "--private", "--vae", "--steps", "--num_processes", "--cpu"}
+OF_OTHERS = {"--help", "--debug", "--json", "--private", "--space", "--vae", "--steps", "--num_processes", "--cpu"}
 
 
 def prose(text: str) -> str:
