@@ -264,7 +264,7 @@ def load_pipeline(
             raise InputError(
                 f"{run} is a {name}, which draws in one pass; this needs a diffusion model, which draws in steps"
             )
-        pipe = cls.from_pretrained(run, torch_dtype=getattr(torch, dtype))
+        pipe = cls.from_pretrained(run)
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -273,7 +273,7 @@ def load_pipeline(
     if cls is ClassConditionalPipeline and not isinstance(pipe.unet, UNet2DConditionModel):
         raise InputError(f"{run} is not a pipeline of hwdiffusion: its unet is a {type(pipe.unet).__name__}")
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe.to(device, getattr(torch, dtype))
 
 
 def load_autoencoder(path: str, channels: int, size: tuple[int, int]) -> Autoencoder:
