@@ -66,6 +66,10 @@ class DataArguments:
     )
 
 
+PRECISIONS = ("auto", "no", "fp16", "bf16")
+LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+
+
 @dataclass
 class MachineArguments:
     """What the run is done with. The first stage of a latent diffusion shares these too."""
@@ -112,7 +116,7 @@ class TrainingArguments(MachineArguments, DataArguments):
         },
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "The highest learning rate."})
-    lr_scheduler: str = field(default="linear", metadata={"help": "linear, cosine, constant, constant_with_warmup."})
+    lr_scheduler: str = field(default="linear", metadata={"help": f"{', '.join(LR_SCHEDULERS)}."})
     lr_warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})

@@ -87,7 +87,12 @@ def train(argv: list[str]):
     from hwdiffusion.config import parse
 
     parse(script, argv[1:])  # what is wrong is said once, and not by every process
-    command = [sys.executable, "-m", "accelerate.commands.launch", "-m", f"hwdiffusion.train_scripts.{script}"]
+    from accelerate.commands.config.config_args import default_config_file
+    from torch import accelerator
+
+    command = [sys.executable, "-m", f"hwdiffusion.train_scripts.{script}"]
+    if os.path.isfile(default_config_file) or accelerator.device_count() > 1:  # else there is nothing to launch
+        command[2:2] = ["accelerate.commands.launch", "-m"]
     sys.stdout.flush()
     os.execv(sys.executable, [*command, *argv[1:]])  # in place of this process: it is that one which is told to stop
 
@@ -120,9 +125,11 @@ def push(argv: list[str]):
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--space", action="store_true", help="besides, a Space of that name with the demo of it")
     args = parser.parse_args(argv)
-    from hwdiffusion import hub, space
+    from hwdiffusion import hub
 
     if args.space:
+        from hwdiffusion import space
+
         space.check_space(args.run)
     print(hub.push(args.run, args.repo_id, args.private))
     if args.space:

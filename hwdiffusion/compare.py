@@ -17,15 +17,14 @@ from hwdiffusion import InputError, figures
 from hwdiffusion.arguments import CompareArguments, EvaluationArguments
 from hwdiffusion.checkpoints import STATE_FILE, find_checkpoints, flaw_of
 from hwdiffusion.config import output_folder
-from hwdiffusion.evaluation import check_sampling, choose_scheduler, evaluate, start
+from hwdiffusion.evaluation import check_sampling, choose_scheduler, evaluate, load_to_draw, start
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.judge import Judge, build_judge
 from hwdiffusion.label_sets import names_of, number_of_samples, read_label_sets, sets_to_draw
-from hwdiffusion.models import PIPELINES, load_pipeline
 from hwdiffusion.reference import load_real_side, run_settings
 from hwdiffusion.report import comparison_table, write_json
 from hwdiffusion.run_folder import current_processes, make_folder
-from hwdiffusion.samples import draw, image_mode_of, networks, sampling_options, scheduler_name, weights_digest
+from hwdiffusion.samples import draw, image_mode_of, networks, sampling_options, scheduler_name
 from hwdiffusion.sources import few
 from hwdiffusion.training_log import METRICS_FILE
 
@@ -53,13 +52,14 @@ def compare(args: CompareArguments, train_classifier: Callable) -> list[dict]:
     device, output_dir = start(args), Path(args.output_dir)
     if current_processes().num_processes > 1:
         raise InputError("compare is for one process; evaluate the runs on several, and compare what they have saved")
-    pipes = {run: load_pipeline(run, device, PIPELINES, args.torch_dtype) for run in args.runs}
+    loaded = {run: load_to_draw(run, args, device) for run in args.runs}
+    pipes = {run: pipe for run, (pipe, _) in loaded.items()}
     check_alike(pipes)
     arguments = {run: arguments_of(args, run) for run in args.runs}
     for run, pipe in pipes.items():
         choose_scheduler(pipe, args.scheduler)
         check_sampling(pipe, arguments[run])
-    reports = {run: saved_report(pipe, arguments[run]) for run, pipe in pipes.items()}
+    reports = {run: saved_report(pipe, digest, arguments[run]) for run, (pipe, digest) in loaded.items()}
     judge = judge_for(reports, pipes, arguments, args, train_classifier, device)
     if judge is not None:
         reports = {run: report or evaluate(arguments[run], train_classifier, judge) for run, report in reports.items()}
@@ -125,7 +125,7 @@ def check_alike(pipes: dict):
             )
 
 
-def saved_report(pipe, args: EvaluationArguments) -> dict | None:
+def saved_report(pipe, digest: str, args: EvaluationArguments) -> dict | None:
     """The evaluation in a run's folder, if it is of these very weights, drawn as the arguments ask."""
     places = [Path(args.output_dir), output_folder("evaluate", args)]
     places += [Path(args.run)] if args.label_sets is None else []
@@ -134,9 +134,10 @@ def saved_report(pipe, args: EvaluationArguments) -> dict | None:
     asked = {
         "scheduler": scheduler_name(pipe),
         "guidance_interval": None,
+        "guide": None,
         **sampling_options(pipe, args),
         "torch_dtype": None if args.torch_dtype == "float32" else args.torch_dtype,
-        "weights_sha256": weights_digest(pipe),
+        "weights_sha256": digest,
     }
     file = None if args.label_sets is None else Path(args.label_sets).name
 

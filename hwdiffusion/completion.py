@@ -7,18 +7,18 @@ import argparse
 from collections.abc import Callable
 
 from hwdiffusion import InputError
-from hwdiffusion.arguments import DRAWINGS, EVALUATIONS, METRICS, SAMPLERS, SCRIPTS
+from hwdiffusion.arguments import DRAWINGS, EVALUATIONS, LR_SCHEDULERS, METRICS, PRECISIONS, SAMPLERS, SCRIPTS
 
 
 SHELLS = ("bash", "zsh")
 _FOLDERS = {"run", "output_dir", "train_data_dir", "images", "reference", "classifier", "evaluation_classifier",
-            "vqvae", "teacher", "resume_from_checkpoint"}  # fmt: skip
+            "vqvae", "teacher", "resume_from_checkpoint", "guide"}  # fmt: skip
 _FILES = {"image", "mask", "output", "animation", "label_sets", "extractor_weights"}
 _CHOICES = {
     "scheduler": SAMPLERS,
     "metrics": METRICS,
-    "lr_scheduler": ("linear", "cosine", "constant", "constant_with_warmup"),
-    "mixed_precision": ("no", "fp16", "bf16"),
+    "lr_scheduler": LR_SCHEDULERS,
+    "mixed_precision": PRECISIONS,
 }
 
 

@@ -27,7 +27,9 @@ from hwdiffusion.arguments import (
     DRAWINGS,
     EVALUATIONS,
     EXAMPLES,
+    LR_SCHEDULERS,
     METRICS,
+    PRECISIONS,
     SAMPLERS,
     SCRIPTS,
     ClassifierArguments,
@@ -334,6 +336,10 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
     allowed = "two numbers, start and stop, with 0 <= start <= stop <= 1"
     within = interval is None or (len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1)
     require(within, "guidance_interval", allowed)
+    if args.run is None and (args.guidance_interval is not None or args.torch_dtype != "float32"):
+        raise InputError(
+            "--guidance_interval and --torch_dtype are for samples of a run; with --images leave them out"
+        )
     if args.guide is not None and (args.run is None or command == "compare"):
         raise InputError("--guide is for the samples of one run, by `hwdiffusion evaluate` or `hwdiffusion sweep`")
     if args.guide is None and args.classifier_guidance_scale is not None:
@@ -457,12 +463,22 @@ def _chosen_preset(script: str, flags: list[str]) -> str | None:
 
 
 def run_config(run: str) -> Path | None:
-    """The config.yaml of a run folder or repository, or of the run whose checkpoint, or best pipeline, it is."""
+    """The config.yaml of a run folder or repository, or of the run whose checkpoint, or best pipeline, it is.
+
+    Raises:
+        InputError: one of the Hub names a module to import, as only the user may.
+    """
     folder = Path(run)
     if is_here(run, "the run"):
         places = (folder / "config.yaml", folder.resolve().parent / "config.yaml")
         return next((path for path in places if path.is_file()), None)
-    return file_of(run, "config.yaml")
+    path = file_of(run, "config.yaml")
+    if path is not None and re.search(r"^\s*[\"']?dataset_name[\"']?\s*:.*:", path.read_text(encoding="utf-8"), re.M):
+        raise InputError(
+            f"the config.yaml of {run} names a module, MODULE:NAME, as dataset_name, which is not imported for a "
+            "repository; download it, look at it, and name its folder"
+        )
+    return path
 
 
 def _value_of(flag: str, flags: list[str]) -> str | None:
@@ -495,8 +511,7 @@ def _validate(args: TrainingArguments):
         require(getattr(args, key) >= 1, key, "at least 1")
     for key in ("max_train_steps", "num_train_epochs", "checkpointing_steps", "max_train_samples"):
         require(getattr(args, key) is None or getattr(args, key) >= 1, key, "at least 1")
-    known = ("auto", "no", "fp16", "bf16")
-    require(args.mixed_precision in known, "mixed_precision", "auto, no, fp16 or bf16")
+    require(args.mixed_precision in PRECISIONS, "mixed_precision", f"one of {', '.join(PRECISIONS)}")
     require(args.learning_rate > 0, "learning_rate", "positive")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     require(0 < args.validation_fraction < 1, "validation_fraction", "between 0 and 1")
@@ -505,8 +520,7 @@ def _validate(args: TrainingArguments):
     require(0 <= args.class_balance <= 1, "class_balance", "in 0 to 1")
     if args.class_balance > 0 and args.streaming:
         raise InputError("--class_balance must know all labels beforehand, and --streaming doesn't; give it 0")
-    schedulers = ("linear", "cosine", "constant", "constant_with_warmup")
-    require(args.lr_scheduler in schedulers, "lr_scheduler", f"one of {', '.join(schedulers)}")
+    require(args.lr_scheduler in LR_SCHEDULERS, "lr_scheduler", f"one of {', '.join(LR_SCHEDULERS)}")
     if args.push_to_hub and not args.hub_model_id:
         raise InputError("--push_to_hub needs --hub_model_id USER/NAME")
     if args.hub_model_id is not None and not re.fullmatch(REPOSITORY, args.hub_model_id):
@@ -591,6 +605,10 @@ def _parse(script: str, argv: list[str]) -> TrainingArguments:
     args = _parse_flags(SCRIPTS[script], f"{script}.py", argv)
     if args.mixed_precision is None:
         args.mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if args.mixed_precision == "auto":
+        from hwdiffusion.precision import precision_here  # imports torch
+
+        args.mixed_precision = precision_here()  # so that a run's configuration tells which
     return args
 
 

@@ -10,6 +10,7 @@ import errno
 import html
 import importlib.util
 import json
+import logging
 import numbers
 import random
 import socket
@@ -522,6 +523,7 @@ def serve(runs: Sequence[str], host: str = "127.0.0.1", port: int = 7860, device
     except KeyboardInterrupt:
         print()
     finally:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would tell of what it breaks off
         page.server.force_exit = True  # it would wait for the tabs that are open
         page.close(verbose=False)
 

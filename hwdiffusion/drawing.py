@@ -3,7 +3,7 @@
 Every picture has a seed of its own, so the same command draws the same pictures.
 """
 
-import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -257,8 +257,14 @@ def _half(size: Sequence[int], region: str) -> Image.Image:
 
 def _check_writable(path: str, flag: str, folder: bool):
     parent = next(parent for parent in Path(path).resolve().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK) or (Path(path).is_dir() and not folder):
-        raise InputError(f"--{flag} {path} can't be written there; name one in a folder of yours")
+    refused = InputError(f"--{flag} {path} can't be written there; name one in a folder of yours")
+    if Path(path).is_dir() and not folder:
+        raise refused
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # rights alone don't tell: not of /proc, not of a full disk
+            pass
+    except OSError as error:
+        raise refused from error
 
 
 def _write(path: str, picture: Image.Image):

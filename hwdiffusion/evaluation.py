@@ -21,7 +21,7 @@ from hwdiffusion.models import PIPELINES, load_pipeline, swap_scheduler
 from hwdiffusion.reference import RealSide, data_arguments
 from hwdiffusion.report import as_table, write_json
 from hwdiffusion.run_folder import check_processes, current_processes, make_folder, use_all_cores
-from hwdiffusion.samples import Samples, sampling_options, save_npz, scheduler_name
+from hwdiffusion.samples import Samples, sampling_options, save_npz, scheduler_name, weights_digest
 
 
 def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge | None = None) -> dict:
@@ -45,9 +45,8 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge
         labelled = bool((pictures.labels >= 0).any())
         class_names, count = pictures.class_names if labelled else [], len(pictures)
     else:
-        pipe = load_pipeline(args.run, device, PIPELINES, args.torch_dtype)
+        pipe, digest = load_to_draw(args.run, args, device)
         choose_scheduler(pipe, args.scheduler)
-        give_guide(pipe, args)
         check_sampling(pipe, args)
         sets = None if args.label_sets is None else read_label_sets(args.label_sets, pipe)
         class_names = list(pipe.id2label.values())
@@ -55,7 +54,8 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge
     judge = judge or build_judge(args, pipe, class_names, count, train_classifier, device)
     make_folder(output_dir)
     if pipe is not None:
-        pictures = Samples(output_dir, pipe, args, sets_to_draw(pipe, judge.real.held_out) if sets is None else sets)
+        sets = sets_to_draw(pipe, judge.real.held_out) if sets is None else sets
+        pictures = Samples(output_dir, pipe, args, sets, digest)
         pictures.draw(pipe, processes)
     cas = None
     if "cas" in judge.wanted:
@@ -74,14 +74,17 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge
     if args.label_sets is not None:
         grid_of_sets(pictures, sets).save(output_dir / "sets.png")
     write_json(output_dir / "evaluation.json", report)
+    carded = None
     if pipe is not None:
         pictures.keep(args.save_images, output_dir)
         run = Path(args.run)
         if run.is_dir() and output_dir.resolve() == output_folder("evaluate", args).resolve():
             if args.label_sets is None:
                 write_json(run / "evaluation.json", report)
-            update_card(run, report["sampling"]["weights_sha256"])  # elsewhere, it is an experiment
+            carded = run  # elsewhere, it is an experiment
     print(as_table(report))
+    if carded is not None:
+        update_card(carded, report["sampling"]["weights_sha256"])
     return report
 
 
@@ -131,13 +134,17 @@ def choose_scheduler(pipe, name: str | None):
         raise InputError(f"--scheduler {name} can't be made for this pipeline: {error}") from error
 
 
-def give_guide(pipe, args: EvaluationArguments):
-    """Give a pipeline the classifier that was asked for, if one was, to guide it."""
-    if args.guide is None:
-        return
-    if scheduler_name(pipe) is None:
-        raise InputError("--guide is for diffusion models; a GAN draws in one pass")
-    pipe.classifier = load_classifier(args.guide, "--guide").to(pipe.device, pipe.dtype)
+def load_to_draw(run: str, args: EvaluationArguments, device: torch.device, kinds: tuple[type, ...] = PIPELINES):
+    """The pipeline of a run in the precision, and with the guide, that the arguments ask for; and the digest of the
+    weights that it has been saved with, which is the same whatever they ask for."""
+    pipe = load_pipeline(run, device, kinds)
+    digest = weights_digest(pipe)
+    pipe.to(getattr(torch, args.torch_dtype))
+    if args.guide is not None:
+        if scheduler_name(pipe) is None:
+            raise InputError("--guide is for diffusion models; a GAN draws in one pass")
+        pipe.classifier = load_classifier(args.guide, "--guide").to(device)  # its gradient wants float32
+    return pipe, digest
 
 
 def check_sampling(pipe, args: EvaluationArguments):

@@ -97,10 +97,9 @@ def push(run: str | Path, repo_id: str, private: bool = False) -> str:
         raise InputError(f"name the repository as USER/NAME, not {repo_id!r}")
     if get_token() is None:
         raise InputError("a push needs you to be logged in to the Hub: run `hf auth login`, or set HF_TOKEN")
+    contents = contents_to_push(folder, repo_id)  # a flaw of the run's is said before anything is made
     try:
-        return _upload(folder, repo_id, private)
-    except (InputError, KeyboardInterrupt):
-        raise
+        return _upload(folder, contents, repo_id, private)
     except Exception as error:  # of the Hub, the network, or the client's own checks, which have no common class
         raise RunError(refusal(run, error)) from error
 
@@ -116,10 +115,9 @@ def refusal(what: str | Path, error: BaseException) -> str:
     return f"the Hub did not take {what}: {without_tokens(text)}; the run is whole, and can be pushed again"
 
 
-def _upload(run: Path, repo_id: str, private: bool) -> str:
+def _upload(run: Path, contents: dict[str, Path | bytes], repo_id: str, private: bool) -> str:
     api = HfApi()
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    contents = contents_to_push(run, repo_id)
     operations: list = [CommitOperationAdd(path, content) for path, content in contents.items()]
     for path in api.list_repo_files(repo_id):
         if path not in contents and any(fnmatch(path, pattern) for pattern in PATTERNS):

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 
 from hwdiffusion import InputError, __version__
-from hwdiffusion.arguments import EvaluationArguments
+from hwdiffusion.arguments import METRICS, EvaluationArguments
 from hwdiffusion.comparison import Features, Pictures, accuracy_of_repetitions, extract, measure
 from hwdiffusion.config import Config, parse
 from hwdiffusion.data import Data
@@ -239,9 +239,10 @@ def check_extractor(
     sides = ((count, "pictures to judge"), (len(real.held_out), "held-out pictures"))
     for number, side in sides:
         if "distances" in wanted and number <= dimension:
+            others = [name for name in METRICS if name in wanted - {"distances"}]
             raise InputError(
                 f"a Fréchet distance of {dimension} features needs at least {dimension + 1} {side}, but there are "
-                f"{number}; give more, or leave the metric distances out"
+                f"{number}; give more, or leave the metric distances out: --metrics {' '.join(others)}"
             )
         if "manifold" in (args.metrics or []) and number < MANIFOLD_PICTURES:  # else it is left out of the report
             raise InputError(

@@ -8,6 +8,7 @@ written into a card stays.
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 
 import yaml
@@ -300,6 +301,8 @@ def classifier_card(config: Config, model_config, data_summary: str, steps: int,
     limits = [
         "It tells apart how a picture is turned, and nothing else."
         if turns
+        else "It knows its labels alone, and says of each how likely it is in a picture."
+        if sets
         else "It knows its classes alone, and gives every picture one of them.",
         "Whoever uses it has the licence of the pictures to heed, see Training.",
     ]
@@ -406,7 +409,8 @@ def _training(config: Config, data_summary: str, length: str, drawn: str) -> str
         paragraphs.append(f"{took}{by}.{apart}")
     if record.get("commands"):
         processes = record.get("hardware", {}).get("processes", 1)
-        commands = "\n".join(command_in_words(command, processes) for command in record["commands"])
+        on_cpu = record.get("hardware", {}).get("device") == "cpu"
+        commands = "\n".join(command_in_words(command, processes, on_cpu) for command in record["commands"])
         ones = "The command" if len(record["commands"]) == 1 else "The commands, one after another"
         paragraphs.append(f"{ones}:\n\n```bash\n{commands}\n```")
     return "\n\n".join(paragraphs)
@@ -482,7 +486,11 @@ def evaluations_of(run: Path, weights: str) -> dict[Path, dict]:
     found = {}
     for path in (run / "evaluation.json", *sorted(run.glob("evaluation-*/evaluation.json"))):
         if path.is_file():
-            report = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                report = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError:  # cut off, which must not end a training at its last step
+                warnings.warn(f"{path} is no JSON, and left out of the card", stacklevel=2)
+                continue
             if (report.get("sampling") or {}).get("weights_sha256") == weights:
                 found[path] = report
     return found

@@ -1,6 +1,7 @@
 """What a run computes in: whether bf16 pays on a device."""
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -14,8 +15,8 @@ def multiplies_bf16(device: torch.device) -> bool:
     return False
 
 
-def precision_on(device: torch.device, asked: str) -> str:
-    """`no`, `fp16` or `bf16`: what is asked for, or for `auto` what pays on the device."""
-    if asked != "auto":
-        return asked
+def precision_here() -> str:
+    """`bf16` where this process will train on a device that multiplies in it, else `no`."""
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    device = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
     return "bf16" if multiplies_bf16(device) else "no"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from hwdiffusion import InputError
 from hwdiffusion.config import load_preset, preset_names
 from hwdiffusion.models import build_critic, build_generator, build_unet, build_vqvae, latent_shape
 
@@ -82,7 +83,12 @@ def score_of(name: str) -> dict | None:
         and `after` (how much training).
     """
     score = yaml.safe_load(_text(name)).get("score")
-    return dict(score) if isinstance(score, dict) else None
+    if score is None:
+        return None
+    numbers = isinstance(score, dict) and all(type(score.get(key)) in (int, float) for key in ("value", "n"))
+    if not numbers or not {"of", "judge"} <= set(score):
+        raise InputError(f"score of preset {name} must have `of`, `value` and `n`, which are numbers, and `judge`")
+    return dict(score)
 
 
 def _in_short(score: dict | None) -> str:

@@ -103,7 +103,7 @@ def how_drawn(sampling: dict) -> str:
     if "guidance_interval" in sampling:
         how += " in ({:g}, {:g})".format(*sampling["guidance_interval"])
     if "classifier_guidance_scale" in sampling:
-        how += f", classifier guidance {sampling['classifier_guidance_scale']:g}"
+        how += f", classifier guidance {sampling['classifier_guidance_scale']:g} by {sampling['guide']['model']}"
     return f"{how}, {sampling['torch_dtype']}" if "torch_dtype" in sampling else how
 
 

@@ -23,7 +23,7 @@ RUN_FILES = ("config.yaml", "training.json", "metrics.jsonl", "loss.png", "sampl
              "README.md", f"{CHECKPOINT}*", "best", "best.*", "artefact.part", "latents.safetensors*", "first-stage",
              "model_index.json", "pipeline_*.py", "unet", "vqvae", "scheduler", "generator", "config.json",
              "diffusion_pytorch_model*", "model*.safetensors*", "evaluation", "evaluation.json",
-             "sweep", "classifier-*")  # fmt: skip
+             "evaluation-*", "sweep", "classifier-*")  # fmt: skip
 LOCK_FILE = ".lock"
 _locks: list[FileLock] = []
 

@@ -52,16 +52,26 @@ class Samples:
 
     Args:
         sets: the sets of labels `(S, T)` that are drawn in turn; `None` without labels.
+        digest: of the weights that the pipeline has been saved with. Default: of those that it has.
     """
 
-    def __init__(self, output_dir: Path, pipe, args: EvaluationArguments, sets: torch.Tensor | None):
+    def __init__(
+        self,
+        output_dir: Path,
+        pipe,
+        args: EvaluationArguments,
+        sets: torch.Tensor | None,
+        digest: str | None = None,
+    ):
         self.sets, self.options = sets, sampling_options(pipe, args)
         self.settings = {
             "scheduler": scheduler_name(pipe),
             **self.options,
             "seed": args.seed,
-            "weights_sha256": weights_digest(pipe),
+            "weights_sha256": digest or weights_digest(pipe),
         }
+        if args.guide is not None:
+            self.settings["guide"] = {"model": Path(args.guide).name, "weights_sha256": digest_of([pipe.classifier])}
         if pipe.dtype != torch.float32:
             self.settings["torch_dtype"] = str(pipe.dtype).removeprefix("torch.")
         self.repetitions = None if args.label_sets is None else args.num_seeds
@@ -172,8 +182,13 @@ def scheduler_name(pipe) -> str | None:
 
 def weights_digest(pipe) -> str:
     """The first digits of the SHA-256 of a pipeline's weights."""
+    return digest_of(networks(pipe))
+
+
+def digest_of(models: Iterable[torch.nn.Module]) -> str:
+    """The first digits of the SHA-256 of the weights of some models."""
     digest = hashlib.sha256()
-    for component in networks(pipe):
+    for component in models:
         for _, tensor in sorted(component.state_dict().items()):
             digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]

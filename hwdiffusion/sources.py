@@ -133,12 +133,32 @@ def from_function(args) -> dict[str, Source]:
         sources = load_own(args.dataset_name)(args)
     except InputError:
         raise
-    except Exception as error:  # whatever the user's module trips over
+    except (Exception, SystemExit) as error:  # whatever the user's module trips over
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--dataset_name {args.dataset_name} can't be loaded: {reason}") from error
     if not isinstance(sources, dict) or not sources or not all(isinstance(one, Source) for one in sources.values()):
         raise InputError(f"--dataset_name {args.dataset_name} must return a dict of `Source`, one a split")
+    for split, source in sources.items():
+        flaw = _flaw_of(source)
+        if flaw is not None:
+            raise InputError(f"--dataset_name {args.dataset_name}, split {split!r}: {flaw}")
     return sources
+
+
+def _flaw_of(source: Source) -> str | None:
+    """What is wrong with a source of the user's, in a few words."""
+    labels, names = source.labels, source.class_names
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        return (
+            f"labels must be an array (N, T) of whole numbers, not {getattr(labels, 'shape', type(labels).__name__)}"
+        )
+    if len(labels) != source.size:
+        return f"there are {len(labels)} rows of labels for {source.size} pictures"
+    if labels.size and not (labels.min() >= NULL_LABEL and labels.max() < len(names)):
+        return f"labels must be in -1 to {len(names) - 1}, as there are {len(names)} class names"
+    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        return "class_names must be words, each once"
+    return None
 
 
 def padded(sets: list[list[int]]) -> np.ndarray:

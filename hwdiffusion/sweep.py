@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hwdiffusion.arguments import EvaluationArguments, SweepArguments
-from hwdiffusion.evaluation import check_sampling, choose_scheduler, give_guide, start
+from hwdiffusion.evaluation import check_sampling, choose_scheduler, load_to_draw, start
 from hwdiffusion.figures import sweep_plots
 from hwdiffusion.judge import build_judge
 from hwdiffusion.label_sets import number_of_samples, read_label_sets, sets_to_draw
-from hwdiffusion.models import load_pipeline
+from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.report import sweep_table, write_json
 from hwdiffusion.run_folder import current_processes, make_folder
 from hwdiffusion.samples import Samples, draw
@@ -32,9 +32,8 @@ def sweep(args: SweepArguments, train_classifier: Callable) -> list[dict]:
         EvaluationArguments(**{**shared, **dict(zip(swept, values))})
         for values in itertools.product(*(dict.fromkeys(values or [None]) for values in swept.values()))
     ]
-    pipe = load_pipeline(args.run, device, dtype=args.torch_dtype)
+    pipe, digest = load_to_draw(args.run, args, device, (ClassConditionalPipeline,))
     own = pipe.scheduler
-    give_guide(pipe, args)
     for one in combinations:
         pipe.scheduler = own
         choose_scheduler(pipe, one.scheduler)
@@ -54,7 +53,7 @@ def sweep(args: SweepArguments, train_classifier: Callable) -> list[dict]:
     for place, one in enumerate(combinations):
         pipe.scheduler = own
         choose_scheduler(pipe, one.scheduler)
-        samples = Samples(output_dir, pipe, one, sets)
+        samples = Samples(output_dir, pipe, one, sets, digest)
         same = {**common, "sampling": samples.settings}
         row = next((row for row in done if {key: row.get(key) for key in same} == same), None)
         if row is None:

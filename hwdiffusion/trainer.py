@@ -43,10 +43,9 @@ from hwdiffusion.config import Config
 from hwdiffusion.failures import sentence_of
 from hwdiffusion.interruption import Interruption, leave_signals_to_the_parent
 from hwdiffusion.labels import balanced_order
-from hwdiffusion.precision import precision_on
 from hwdiffusion.randomness import BatchOrder, Draws, epoch_order
 from hwdiffusion.run_clock import RunClock
-from hwdiffusion.run_folder import current_processes, use_all_cores
+from hwdiffusion.run_folder import use_all_cores
 from hwdiffusion.sources import few
 from hwdiffusion.trained_model import TrainedModel
 from hwdiffusion.training_log import TrainingLog
@@ -93,7 +92,7 @@ class Trainer:
         self.config, self.args = config, config.args
         self.output_dir = Path(self.args.output_dir)
         self.accelerator = Accelerator(
-            mixed_precision=precision_on(current_processes().device, self.args.mixed_precision),
+            mixed_precision=self.args.mixed_precision,
             gradient_accumulation_steps=self.args.gradient_accumulation_steps,
             log_with=self.args.report_to,
             project_dir=str(self.output_dir),
@@ -101,8 +100,6 @@ class Trainer:
         )
         self.device = self.accelerator.device
         use_all_cores(self.device)
-        if self.args.mixed_precision == "auto":
-            self.print(f"mixed_precision auto: {self.accelerator.mixed_precision}")
         self.step = 0  # optimizer steps done
         self.epoch_size = epoch_size
         self.step_size = (

@@ -96,14 +96,15 @@ def time_in_words(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def command_in_words(command: list[str], processes: int = 1) -> str:
+def command_in_words(command: list[str], processes: int = 1, on_cpu: bool = False) -> str:
     """A command as it is typed, without anything that tells of the machine."""
     script, *flags = command
     head = ["hwdiffusion", "train", script.removeprefix("train_")]
     if processes > 1:
         head = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(processes)]
         head += ["-m", f"hwdiffusion.train_scripts.{script}"]
-    return shlex.join([*head, *map(_word_without_path, flags)])
+    typed = shlex.join([*head, *map(_word_without_path, flags)])
+    return f"ACCELERATE_USE_CPU=true {typed}" if processes > 1 and on_cpu else typed
 
 
 def _word_without_path(word: str) -> str:

@@ -630,7 +630,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
             self.scheduler = scheduler
 
     def compile(self, **options):
-        """Compile what a call spends its time in, the UNet and the decoder, in their places. The first call of each
+        """Compile what a call spends its time in, the UNets and the decoder, in their places. The first call of each
         size of batch takes a minute or so longer on a CPU, so it pays where many batches of one size are drawn; what
         is saved is the same as before. Where there is no C++ compiler, which this needs for a CPU, a warning says so
         and nothing is compiled.
@@ -642,7 +642,9 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
             logger.warning("Nothing is compiled: that needs a C++ compiler on a CPU, such as g++, and there is none.")
             return
-        self.unet.compile(**options)
+        for unet in (self.unet, self.guidance_unet):
+            if unet is not None:
+                unet.compile(**options)
         if self.vqvae is not None:
             self.vqvae.decoder.compile(**options)
 

@@ -202,6 +202,9 @@ def test_steps_without_guidance_and_half_precision_reach_the_pipeline(world, run
     flags = ("--guidance_scale", "3", "--guidance_interval", "0.2", "0.6", "--torch_dtype", "bfloat16")
     report = evaluate_run(world, run, "half", "--num_samples", "60", *flags)
     assert calls == [(torch.bfloat16, [0.2, 0.6])]
+    own = evaluate_run(world, run, "own", "--num_samples", "60")["sampling"]
+    assert report["sampling"]["weights_sha256"] == own["weights_sha256"]  # what was saved, whatever it is drawn in
+    calls.pop()
     assert report["sampling"]["guidance_interval"] == [0.2, 0.6] and report["sampling"]["torch_dtype"] == "bfloat16"
     evaluate_run(world, run, "half", "--num_samples", "60", "--guidance_scale", "3")  # another setting: drawn anew
     assert calls[1:] == [(torch.float32, None)]
@@ -216,6 +219,8 @@ def test_a_noise_aware_classifier_guides_the_samples(world, run, refused):
     still, pushed = (evaluate_run(world, run, f"guide-{scale}", *with_it, scale) for scale in ("0", "30"))
     assert still["distances"] == plain["distances"] and pushed["distances"] != plain["distances"]
     assert pushed["sampling"]["classifier_guidance_scale"] == 30
+    assert pushed["sampling"]["guide"]["model"] == "guide"
+    assert pushed["sampling"]["weights_sha256"] == plain["sampling"]["weights_sha256"]  # of the run, without its guide
     assert "can't guide" in refused(run, "--guide", world["classifier"])
     assert "needs --guide" in refused(run, "--classifier_guidance_scale", "2")
 
@@ -488,6 +493,8 @@ def test_what_can_not_be_loaded_or_chosen(world, base, run, refused):
     assert "--resolution is for --images" in refused(run, "--resolution", "8")
     assert "--guidance_scale must be at least 0" in refused(run, "--guidance_scale", "nan")
     assert "--guidance_interval must be two numbers" in refused(run, "--guidance_interval", "0.5")
+    pictures = ["--images", world["folder"] / "base.npz", "--reference", world["real"], *SIZE]
+    assert "are for samples of a run" in refused(*pictures, "--torch_dtype", "bfloat16")
     assert "--guidance_interval must be two numbers" in refused(run, "--guidance_interval", "0.8", "0.2")
     assert "--device gpu is not there" in refused(run, "--device", "gpu")
     assert "--resolution must be" in refused("--images", "x.npz", "--resolution", "0")

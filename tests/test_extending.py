@@ -13,7 +13,7 @@ from tiny import make_pipeline, seeds
 
 from hwdiffusion import InputError
 from hwdiffusion.arguments import DataArguments
-from hwdiffusion.config import parse
+from hwdiffusion.config import parse, run_config
 from hwdiffusion.data import load_data
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.train_scripts import train_ddpm
@@ -37,7 +37,43 @@ def nothing(args):
 
 def broken(args):
     return 1 / 0
+
+
+def leaves(args):
+    raise SystemExit(3)
+
+
+def one_of(labels, names):
+    return {"train": Source(2, lambda i: Image.new("L", (4, 4)), str, labels, names)}
+
+
+def flat(args):
+    return one_of(np.zeros(2, int), ["a"])
+
+
+def fractions(args):
+    return one_of(np.zeros((2, 1)), ["a"])
+
+
+def few(args):
+    return one_of(np.zeros((1, 1), int), ["a"])
+
+
+def beyond(args):
+    return one_of(np.full((2, 1), 1), ["a"])
+
+
+def twice(args):
+    return one_of(np.zeros((2, 1), int), ["a", "a"])
 """  # noqa: E501
+
+
+def test_a_module_that_a_repository_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("script: train_ddpm\ntrain_ddpm:\n  dataset_name: my_sources:grays\n")
+    monkeypatch.setattr("hwdiffusion.config.file_of", lambda run, name: tmp_path / name)
+    with pytest.raises(InputError, match="the config.yaml of user/gray names a module"):
+        run_config("user/gray")
+    assert run_config(str(tmp_path)) == tmp_path / "config.yaml"  # the user's own
 
 
 def test_a_function_of_the_users_is_a_source(tmp_path, monkeypatch):
@@ -54,9 +90,15 @@ def test_a_function_of_the_users_is_a_source(tmp_path, monkeypatch):
         ("no_sources:grays", "No module named 'no_sources'"),
         ("my_sources:broken", "division by zero"),
         ("my_sources:nothing", "must return a dict of `Source`"),
+        ("my_sources:leaves", "can't be loaded: 3"),
+        ("my_sources:flat", "labels must be an array"),
+        ("my_sources:fractions", "labels must be an array"),
+        ("my_sources:few", "1 rows of labels for 2 pictures"),
+        ("my_sources:beyond", "labels must be in -1 to 0"),
+        ("my_sources:twice", "class_names must be words, each once"),
     ):
         args.dataset_name = name
-        with pytest.raises(InputError, match=f"--dataset_name {name} .*{said}"):
+        with pytest.raises(InputError, match=f"--dataset_name {name}\\b.*{said}"):
             load_data(args)
 
 
