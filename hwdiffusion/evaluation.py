@@ -139,7 +139,8 @@ def load_to_draw(run: str, args: EvaluationArguments, device: torch.device, kind
     weights that it has been saved with, which is the same whatever they ask for."""
     pipe = load_pipeline(run, device, kinds)
     digest = weights_digest(pipe)
-    pipe.to(getattr(torch, args.torch_dtype))
+    if args.torch_dtype != "float32":  # diffusers warns of any cast
+        pipe.to(getattr(torch, args.torch_dtype))
     if args.guide is not None:
         if scheduler_name(pipe) is None:
             raise InputError("--guide is for diffusion models; a GAN draws in one pass")

@@ -273,7 +273,8 @@ def load_pipeline(
     if cls is ClassConditionalPipeline and not isinstance(pipe.unet, UNet2DConditionModel):
         raise InputError(f"{run} is not a pipeline of hwdiffusion: its unet is a {type(pipe.unet).__name__}")
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device, getattr(torch, dtype))
+    pipe.to(device)
+    return pipe if dtype == "float32" else pipe.to(getattr(torch, dtype))  # diffusers warns of any cast
 
 
 def load_autoencoder(path: str, channels: int, size: tuple[int, int]) -> Autoencoder:

@@ -334,6 +334,7 @@ def environment(folder: Path, endpoint: str, token: str) -> dict[str, str]:
         "HF_ENDPOINT": endpoint,
         "HF_TOKEN": token,
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",  # which the loopback Hub doesn't speak
     }
 
 
