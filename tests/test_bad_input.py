@@ -91,7 +91,7 @@ def test_a_class_named_train(fails, folder):
 def test_a_precision_that_the_device_does_not_have(script, fails):
     if not torch.cuda.is_available():
         assert "fp16 needs a GPU" in fails(script, "--mixed_precision", "fp16")
-    assert "auto, no, fp16 or bf16" in fails(script, "--mixed_precision", "int8")
+    assert "one of auto, no, fp16, bf16" in fails(script, "--mixed_precision", "int8")
 
 
 def test_contradicting_flags(fails):
