@@ -187,6 +187,7 @@ def without_the_package(folder, again, cache) -> torch.Tensor:
     return torch.load(f"{again}.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_saved_folder_loads_without_the_package_also_after_being_saved_again(tmp_path):
     pipe = make_gan()
     pipe.save_pretrained(tmp_path / "first")
