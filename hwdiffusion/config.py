@@ -473,12 +473,24 @@ def run_config(run: str) -> Path | None:
         places = (folder / "config.yaml", folder.resolve().parent / "config.yaml")
         return next((path for path in places if path.is_file()), None)
     path = file_of(run, "config.yaml")
-    if path is not None and re.search(r"^\s*[\"']?dataset_name[\"']?\s*:.*:", path.read_text(encoding="utf-8"), re.M):
+    if path is not None and _names_a_module(path):
         raise InputError(
             f"the config.yaml of {run} names a module, MODULE:NAME, as dataset_name, which is not imported for a "
             "repository; download it, look at it, and name its folder"
         )
     return path
+
+
+def _names_a_module(path: Path) -> bool:
+    """Whether a dataset_name, wherever it stands in a configuration, is a MODULE:NAME."""
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return False  # which is said where it is used
+    sections = [saved] if isinstance(saved, dict) else []
+    for section in sections:  # which grows by those inside
+        sections += [value for value in section.values() if isinstance(value, dict)]
+    return any(":" in str(section.get("dataset_name", "")) for section in sections)
 
 
 def _value_of(flag: str, flags: list[str]) -> str | None:

@@ -69,10 +69,11 @@ def twice(args):
 
 
 def test_a_module_that_a_repository_names_is_not_imported(tmp_path, monkeypatch):
-    (tmp_path / "config.yaml").write_text("script: train_ddpm\ntrain_ddpm:\n  dataset_name: my_sources:grays\n")
     monkeypatch.setattr("hwdiffusion.config.file_of", lambda run, name: tmp_path / name)
-    with pytest.raises(InputError, match="the config.yaml of user/gray names a module"):
-        run_config("user/gray")
+    for section in ("{dataset_name: 'my_sources:grays'}", "\n  dataset_name: my_sources:grays\n"):
+        (tmp_path / "config.yaml").write_text(f"script: train_ddpm\ntrain_ddpm: {section}")
+        with pytest.raises(InputError, match="the config.yaml of user/gray names a module"):
+            run_config("user/gray")
     assert run_config(str(tmp_path)) == tmp_path / "config.yaml"  # the user's own
 
 
