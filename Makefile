@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow style quality clean
+.PHONY: install demo test test-slow bench style quality clean
 
 install: $(STAMP)
 
@@ -22,6 +22,26 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# What benchmarks/README.md says of training and sampling, on real MNIST: some two hours of two CPU cores. Interrupted,
+# it goes on with what is missing.
+MNIST ?= $(HWDIFFUSION_DATA)/mnist
+BENCH := runs/bench
+JUDGE := $(BENCH)/mnist-classifier
+bench: install
+	test -d "$(MNIST)" || { echo "make bench needs MNIST=FOLDER, with MNIST's parquet files"; exit 1; }
+	$(BIN)/python train_scripts/train_classifier.py --preset mnist-classifier --train_data_dir "$(MNIST)" --output_dir $(JUDGE)
+	for budget in 600 180 120; do $(BIN)/python benchmarks/time_to_quality.py --budget $$budget --train_data_dir "$(MNIST)" \
+		--classifier $(JUDGE) --output $(BENCH)/time-to-quality || exit 1; done
+	$(BIN)/python train_scripts/train_distill.py --teacher $(BENCH)/time-to-quality/ours-600s --train_data_dir "$(MNIST)" \
+		--max_train_seconds 300 --output_dir $(BENCH)/student
+	for precision in float32 bfloat16; do $(BIN)/python benchmarks/sampling_speed.py --torch_dtype $$precision \
+		--pixel $(BENCH)/time-to-quality/ours-pixels-600s --latent $(BENCH)/time-to-quality/ours-600s \
+		--student $(BENCH)/student --classifier $(JUDGE) --output $(BENCH)/sampling-speed-$$precision || exit 1; done
+	for precision in no bf16; do for preset in mnist-fast mnist-ddpm; do \
+		$(BIN)/python benchmarks/step_speed.py $$preset --train_data_dir "$(MNIST)" --mixed_precision $$precision \
+		--output $(BENCH)/step-speed-$$preset-$$precision || exit 1; done; done
+	$(BIN)/python benchmarks/scaling.py mnist-ddpm --train_data_dir "$(MNIST)" --output $(BENCH)/scaling
 
 style: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ruff

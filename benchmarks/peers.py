@@ -9,8 +9,8 @@ DataLoader that decodes, default AdamW, the loss fetched at every step. `latent`
 best that was known before: a `VQModel` (f = 4, 512 codes, restarts of dead ones) for 27 % of the budget, then a
 `UNet2DConditionModel` with class embeddings on normalised 8×8×4 latents (cosine schedule, v-prediction, stratified
 timesteps, fused AdamW, averaged weights). Each uses the whole budget from raw pictures to the end of training, then
-draws `--num_samples` digits by DPM-Solver++ in 20 steps, and keeps them as an .npz that
-`hwdiffusion evaluate --images` judges. This file uses nothing of hwdiffusion.
+draws `--num_samples` digits, with the labels of the test digits, by DPM-Solver++ in 20 steps, and keeps them as an
+.npz that `hwdiffusion evaluate --images` judges. This file uses nothing of hwdiffusion.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader
 CLASSES = 10
 
 
-def load_mnist(folder: str):
-    files = str(Path(folder) / "train-*.parquet")
+def load_mnist(folder: str, split: str = "train"):
+    files = str(Path(folder) / f"{split}-*.parquet")
     return load_dataset("parquet", data_files=files, split="train")
 
 
@@ -242,7 +242,8 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(0)
     draw, images_seen, seconds = (pixel if args.which == "pixel" else latent)(args)
-    labels = torch.arange(args.num_samples) % CLASSES
+    labels = torch.tensor(load_mnist(args.train_data_dir, "test")["label"])
+    labels = labels[torch.arange(args.num_samples) % len(labels)]
     drawn = torch.cat([draw(part, seed) for seed, part in enumerate(labels.split(250))])
     images = ((drawn + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)[:, 0]
     names = np.array([str(name) for name in range(CLASSES)])

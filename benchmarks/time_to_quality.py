@@ -6,10 +6,11 @@
 
 `ours` trains both stages by one command (`train_ldm.py --preset mnist-fast`); the time is the command's, from its
 start to its end, everything inside. `ours, pixels` is `train_ddpm.py --preset mnist-ddpm`. `plain pixels` and `plain
-latents` are loops by diffusers alone (`peers.py`). Every row's samples are judged by the same classifier: label
-accuracy, Fréchet distance, coverage, copies; beside them the floors, real held-out digits and their reconstructions by
-the row's own autoencoder. Rows that are in OUTPUT.json already are kept, if they were made in the same way. The table
-is `OUTPUT.md`.
+latents` are loops by diffusers alone (`peers.py`). All draw by DPM-Solver++ in 20 steps, of the labels of the test
+digits, since a distance also tells other frequencies of labels; pixel models draw slowly, so fewer of their samples
+are judged. Every row's samples are judged by the same classifier: label accuracy, Fréchet distance, coverage, copies;
+beside them the floors, real held-out digits and their reconstructions by the row's own autoencoder. Rows that are in
+OUTPUT.json already are kept, if they were made in the same way. The table is `OUTPUT.md`.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from hwdiffusion.train_scripts import train_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_STAGE = 0.22  # of the budget
-RESERVE = 90  # seconds of a command that are no training: imports, reading, saving, the sample grid
+RESERVE = 45  # seconds of a command that are no training: imports, reading, saving, the sample grid
 
 
 def train_ours(args, run: Path) -> float:
@@ -68,7 +69,8 @@ def train_pixels(args, run: Path) -> float:
 def train_peer(args, which: str, output: Path) -> dict:
     flags = ["--budget", str(args.budget), "--train_data_dir", args.train_data_dir, "--output", str(output)]
     flags += ["--bf16"] if multiplies_bf16(torch.device("cpu")) else []  # as ours, by `--mixed_precision auto`
-    peer = [str(ROOT / "benchmarks" / "peers.py"), which, *flags, "--num_samples", str(args.num_peer_samples)]
+    count = args.num_samples if which == "latent" else args.num_pixel_samples
+    peer = [str(ROOT / "benchmarks" / "peers.py"), which, *flags, "--num_samples", str(count)]
     return json.loads(timed(peer)[1].strip().splitlines()[-1])
 
 
@@ -94,7 +96,7 @@ def judged(args, folder: Path, name: str, count: int, **what) -> dict:
             num_samples=count,
             classifier=args.classifier,
             train_data_dir=None if "images" in what else args.train_data_dir,
-            output_dir=str(folder / f"{name}-evaluation".replace(" ", "-").replace(",", "")),
+            output_dir=str(folder / f"{name}-evaluation"),
             **what,
         ),
         train_classifier.train,
@@ -107,8 +109,8 @@ def main():
     parser.add_argument("--preset", default="mnist-fast")
     parser.add_argument("--train_data_dir", required=True, help="MNIST's parquet files")
     parser.add_argument("--classifier", required=True, help="a folder of train_classifier.py")
-    parser.add_argument("--num_samples", type=int, default=10_000, help="of ours")
-    parser.add_argument("--num_peer_samples", type=int, default=2000, help="of the other rows")
+    parser.add_argument("--num_samples", type=int, default=10_000, help="of latent models")
+    parser.add_argument("--num_pixel_samples", type=int, default=1000)
     parser.add_argument("--rows", nargs="*", default=["ours", "ours, pixels", "plain latents", "plain pixels"])
     parser.add_argument("--output", type=Path, default=Path("time-to-quality"))
     args = parser.parse_args()
@@ -120,28 +122,28 @@ def main():
     of_mnist = {"reference": args.train_data_dir, "resolution": [28, 28], "image_mode": "L"}
     for name in args.rows:
         key = f"{name} ({args.budget:g} s)"
-        folder = args.output / key.replace(" ", "-").replace(",", "")
-        how = {"preset": args.preset, "classifier": args.classifier, "n": [args.num_samples, args.num_peer_samples]}
+        folder = args.output / f"{name.replace(', ', '-').replace(' ', '-')}-{args.budget:g}s"
+        count = args.num_pixel_samples if "pixels" in name else args.num_samples
+        how = {"preset": args.preset, "classifier": args.classifier, "n": count}
         if key in rows and rows[key]["how"] == how:
             pass
         elif name.startswith("ours"):
             seconds = (train_ours if name == "ours" else train_pixels)(args, folder)
-            count = args.num_samples if name == "ours" else args.num_peer_samples
-            options = {} if name == "ours" else {"scheduler": "dpmpp", "num_inference_steps": 20}
-            report = judged(args, args.output, key, count, run=str(folder), **options)
+            drawn = {"scheduler": "dpmpp", "num_inference_steps": 20, "label_frequencies": "held_out"}
+            report = judged(args, args.output, folder.name, count, run=str(folder), **drawn)
             rows[key] = {"how": how, "seconds": seconds, "images_seen": images_seen(folder), "report": report}
         else:
             images = folder.with_suffix(".npz")
             said = train_peer(args, name.removeprefix("plain ").removesuffix("s"), images)
-            report = judged(args, args.output, key, args.num_peer_samples, images=str(images), **of_mnist)
+            report = judged(args, args.output, folder.name, count, images=str(images), **of_mnist)
             seen = said["images_seen"]
             rows[key] = {"how": how, "seconds": said["seconds"], "images_seen": seen, "report": report}
         ceiling = f"{key}, reconstructions"
         if name == "ours" and rows.get(ceiling, {}).get("how") != how:
             kept.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-            images = args.output / "reconstructions.npz"
+            images = args.output / f"{folder.name}-reconstructions.npz"
             reconstruct(args, folder, images)
-            floor = judged(args, args.output, ceiling, args.num_samples, images=str(images), **of_mnist)
+            floor = judged(args, args.output, f"{folder.name}-reconstructions", count, images=str(images), **of_mnist)
             rows[ceiling] = {"how": how, "seconds": None, "images_seen": None, "report": floor}
         kept.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         args.output.with_suffix(".md").write_text(table(rows))

@@ -381,6 +381,13 @@ class EvaluationArguments:
         default=10_000,
         metadata={"help": "How many to draw, in turn of every label, or of the held-out pictures' sets of labels."},
     )
+    label_frequencies: Literal["equal", "held_out"] = field(
+        default="equal",
+        metadata={
+            "help": "How often a model of single labels draws each: all alike, or as the held-out pictures have them, "
+            "so that distances compare what is alike in that, too."
+        },
+    )
     label_sets: Optional[str] = field(
         default=None,
         metadata={

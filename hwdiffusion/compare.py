@@ -143,6 +143,7 @@ def saved_report(pipe, digest: str, args: EvaluationArguments) -> dict | None:
 
     def fits(sampling: dict) -> bool:
         same_sets = sampling.get("label_sets", {}).get("file") == file
+        same_sets &= ("label_frequencies" in sampling) == (args.label_frequencies != "equal")
         return same_sets and all(sampling.get(key) == value for key, value in asked.items())
 
     return next((report for report in reports if fits(report.get("sampling") or {})), None)

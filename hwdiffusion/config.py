@@ -328,6 +328,10 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
         raise InputError("--num_seeds is how often each of --label_sets is drawn; without these give --num_samples")
     if args.label_sets is not None and args.run is None:
         raise InputError("--label_sets is what a run draws; with --images leave it out")
+    if args.label_frequencies != "equal" and (args.label_sets is not None or args.run is None):
+        raise InputError(
+            "--label_frequencies is for what a run draws of single labels; with --label_sets or --images leave it out"
+        )
     require(1 <= args.batch_size <= CHUNK, "batch_size", f"in 1 to {CHUNK}")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     for scale in args.guidance_scale if isinstance(args.guidance_scale, list) else [args.guidance_scale]:

@@ -30,6 +30,7 @@ from hwdiffusion.figures import (
     trajectory_strip,
     write_animation,
 )
+from hwdiffusion.host import prepare_host
 from hwdiffusion.label_sets import labels_in_turn
 from hwdiffusion.models import PIPELINES, load_pipeline
 from hwdiffusion.pipelines import label_ids
@@ -173,6 +174,7 @@ def load_on(run: str, device: str | None, kinds: tuple[type, ...] = PIPELINES, d
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        prepare_host(torch.device(device))
         return load_pipeline(run, torch.device(device), kinds, dtype)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} is not there: {' '.join(str(error).split())[:100]}") from error

@@ -14,13 +14,14 @@ from hwdiffusion.comparison import batches_of, nearest_pairs, places_among
 from hwdiffusion.config import output_folder
 from hwdiffusion.data import Data, load_images
 from hwdiffusion.extractors import load_classifier
+from hwdiffusion.host import prepare_host
 from hwdiffusion.judge import Judge, build_judge, classifier_config, trained
 from hwdiffusion.label_sets import names_of, number_of_samples, read_label_sets, sets_to_draw
 from hwdiffusion.model_card import update_card
 from hwdiffusion.models import PIPELINES, load_pipeline, swap_scheduler
 from hwdiffusion.reference import RealSide, data_arguments
 from hwdiffusion.report import as_table, write_json
-from hwdiffusion.run_folder import check_processes, current_processes, make_folder, use_all_cores
+from hwdiffusion.run_folder import check_processes, current_processes, make_folder
 from hwdiffusion.samples import Samples, sampling_options, save_npz, scheduler_name, weights_digest
 
 
@@ -54,7 +55,7 @@ def evaluate(args: EvaluationArguments, train_classifier: Callable, judge: Judge
     judge = judge or build_judge(args, pipe, class_names, count, train_classifier, device)
     make_folder(output_dir)
     if pipe is not None:
-        sets = sets_to_draw(pipe, judge.real.held_out) if sets is None else sets
+        sets = sets_to_draw(pipe, judge.real.held_out, args.label_frequencies) if sets is None else sets
         pictures = Samples(output_dir, pipe, args, sets, digest)
         pictures.draw(pipe, processes)
     cas = None
@@ -100,7 +101,7 @@ def start(args: EvaluationArguments) -> torch.device:
     """Check what doesn't depend on any data, and return the device to work on."""
     check_processes()
     processes = current_processes()
-    use_all_cores(processes.device)
+    prepare_host(processes.device)
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder")
     ours = ("*evaluation.json", "sweep.json", "compare.json", "samples-*", "classifier-*", "cas-*", "samples*")

@@ -1,7 +1,7 @@
 """Which labels the samples of an evaluation are asked for: sets of ids `(S, T)`, padded with -1.
 
-Sample i is drawn of set i mod S. A model of single labels draws every label in turn; one of sets draws the sets of
-held-out pictures, so that samples compare with these, or those of a file.
+Sample i is drawn of set i mod S. A model of single labels draws every label in turn, or the labels of held-out
+pictures; one of sets draws the sets of held-out pictures, so that samples compare with these, or those of a file.
 """
 
 import json
@@ -25,13 +25,14 @@ def every_label(pipe) -> torch.Tensor | None:
     return torch.arange(len(pipe.id2label))[:, None] if pipe.id2label else None
 
 
-def sets_to_draw(pipe, held_out: ImageDataset) -> torch.Tensor | None:
+def sets_to_draw(pipe, held_out: ImageDataset, frequencies: str = "equal") -> torch.Tensor | None:
     """Every label for a model of single ones, for one of sets those of the held-out pictures, mixed; `None` without.
 
-    A held-out picture is left out that has no labels, more than the model takes, or some that it doesn't know. If that
-    leaves none, every label is drawn.
+    With `frequencies="held_out"` a model of single labels, too, draws those of the held-out pictures. A held-out
+    picture is left out that has no labels, more than the model takes, or some that it doesn't know. If that leaves
+    none, every label is drawn.
     """
-    if pipe.config.max_labels == 1 or not pipe.id2label:
+    if not pipe.id2label or (pipe.config.max_labels == 1 and frequencies == "equal"):
         return every_label(pipe)
     known = {name: index for index, name in pipe.id2label.items()}
     ids = torch.tensor([known.get(name, -2) for name in held_out.class_names] + [-1])  # the last one pads

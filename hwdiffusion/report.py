@@ -97,14 +97,15 @@ def as_table(report: dict, markdown: bool = False) -> str:
 
 def how_drawn(sampling: dict) -> str:
     """How samples were drawn, in a few words."""
+    often = ", labels as often as held out" if "label_frequencies" in sampling else ""
     if sampling["scheduler"] is None:
-        return "one pass of the generator"
+        return "one pass of the generator" + often
     how = "{scheduler}, {num_inference_steps} steps, guidance {guidance_scale}".format(**sampling)
     if "guidance_interval" in sampling:
         how += " in ({:g}, {:g})".format(*sampling["guidance_interval"])
     if "classifier_guidance_scale" in sampling:
         how += f", classifier guidance {sampling['classifier_guidance_scale']:g} by {sampling['guide']['model']}"
-    return f"{how}, {sampling['torch_dtype']}" if "torch_dtype" in sampling else how
+    return f"{how}, {sampling['torch_dtype']}{often}" if "torch_dtype" in sampling else how + often
 
 
 def _share(scores: dict) -> str:

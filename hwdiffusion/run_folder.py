@@ -194,16 +194,6 @@ def _check_strategy():
             )
 
 
-def use_all_cores(device: torch.device):
-    """Undo what `accelerate launch` does to a process on a CPU: it gives it one thread unless told otherwise, which
-    halves the speed or worse."""
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, cores // local_processes))
-
-
 def _delete_run(folder: Path):
     # Only what a run writes: whatever else somebody put there stays.
     for pattern in RUN_FILES:

@@ -82,6 +82,9 @@ class Samples:
                 "seeds": self.repetitions,
                 "sha256": hashlib.sha256(f"{sets.tolist()}".encode()).hexdigest()[:16],
             }
+        elif sets is not None and args.label_frequencies != "equal":
+            frequencies = sets.flatten().bincount(minlength=len(pipe.id2label)).tolist()
+            self.settings["label_frequencies"] = dict(zip(pipe.id2label.values(), frequencies))
         if self.settings["scheduler"] is not None:
             scheduler = json.dumps({key: str(value) for key, value in pipe.scheduler.config.items()}, sort_keys=True)
             self.settings["scheduler_sha256"] = hashlib.sha256(scheduler.encode()).hexdigest()[:16]

@@ -41,7 +41,7 @@ def sweep(args: SweepArguments, train_classifier: Callable) -> list[dict]:
     sets = None if args.label_sets is None else read_label_sets(args.label_sets, pipe)
     count = number_of_samples(args, sets)
     judge = build_judge(combinations[0], pipe, list(pipe.id2label.values()), count, train_classifier, device)
-    sets = sets_to_draw(pipe, judge.real.held_out) if sets is None else sets
+    sets = sets_to_draw(pipe, judge.real.held_out, args.label_frequencies) if sets is None else sets
     make_folder(output_dir)
 
     path = output_dir / "sweep.json"

@@ -41,11 +41,11 @@ from hwdiffusion.checkpoints import (
 )
 from hwdiffusion.config import Config
 from hwdiffusion.failures import sentence_of
+from hwdiffusion.host import prepare_host
 from hwdiffusion.interruption import Interruption, leave_signals_to_the_parent
 from hwdiffusion.labels import balanced_order
 from hwdiffusion.randomness import BatchOrder, Draws, epoch_order
 from hwdiffusion.run_clock import RunClock
-from hwdiffusion.run_folder import use_all_cores
 from hwdiffusion.sources import few
 from hwdiffusion.trained_model import TrainedModel
 from hwdiffusion.training_log import TrainingLog
@@ -99,7 +99,7 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.device = self.accelerator.device
-        use_all_cores(self.device)
+        prepare_host(self.device)
         self.step = 0  # optimizer steps done
         self.epoch_size = epoch_size
         self.step_size = (

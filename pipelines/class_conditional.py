@@ -822,17 +822,17 @@ class ClassConditionalPipeline(SelfContainedPipeline):
                 f"num_inference_steps must be a whole number from 1 to {num_train_timesteps}, "
                 f"not {num_inference_steps!r}"
             )
-        elif (
-            name in DIVIDING_SCHEDULERS
-            and self.scheduler.config.timestep_spacing != "leading"
-            and (num_train_timesteps % num_inference_steps or self.scheduler.config.timestep_spacing == "linspace")
-        ):
+        elif name in DIVIDING_SCHEDULERS and self.scheduler.config.timestep_spacing == "linspace":
             raise ValueError(
-                f"{name} steps by a whole number of timesteps, so timestep_spacing='trailing' needs a number of steps "
-                f"that divides {num_train_timesteps}, and 'linspace' is never right; use 'leading', or another number "
-                f"than {num_inference_steps}"
+                f"{name} steps by a whole number of timesteps, which timestep_spacing='linspace' doesn't; use "
+                "'trailing' or 'leading'"
             )
-        elif name in DIVIDING_SCHEDULERS and self.scheduler.config.timestep_spacing == "leading":
+        elif name in DIVIDING_SCHEDULERS and num_train_timesteps % num_inference_steps:
+            if self.scheduler.config.get("rescale_betas_zero_snr"):
+                raise ValueError(
+                    f"num_inference_steps={num_inference_steps} must divide {num_train_timesteps}, so that {name} "
+                    "begins at pure noise, as zero terminal SNR demands"
+                )
             first = num_train_timesteps // num_inference_steps * (num_inference_steps - 1)
             if _begins_late(first, num_inference_steps, num_train_timesteps):
                 raise ValueError(
@@ -971,10 +971,15 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         evenly = {}
         if isinstance(scheduler, FlowMatchLCMScheduler):  # by itself it gives the last of its few steps to σ = 1/T
             evenly = {"sigmas": [1 - step / num_inference_steps for step in range(num_inference_steps)]}
-        scheduler.set_timesteps(num_inference_steps, device="cpu", **evenly)
         given, said = scheduler.config.get("timestep_spacing"), None
+        num_train_timesteps = scheduler.config.num_train_timesteps
         try:
-            first, num_train_timesteps = scheduler.timesteps[0].item(), scheduler.config.num_train_timesteps
+            whole = num_train_timesteps % num_inference_steps == 0
+            if type(scheduler).__name__ in DIVIDING_SCHEDULERS and given == "trailing" and not whole:
+                said = f"needs steps that divide {num_train_timesteps}; 'leading' is used instead"
+                scheduler.register_to_config(timestep_spacing="leading")
+            scheduler.set_timesteps(num_inference_steps, device="cpu", **evenly)
+            first = scheduler.timesteps[0].item()
             if given is not None and _begins_late(first, num_inference_steps, num_train_timesteps):
                 said = f"begins at timestep {first:g} of {num_train_timesteps}; 'trailing' is used instead"
                 scheduler.register_to_config(timestep_spacing="trailing")

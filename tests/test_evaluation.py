@@ -210,6 +210,23 @@ def test_steps_without_guidance_and_half_precision_reach_the_pipeline(world, run
     assert calls[1:] == [(torch.float32, None)]
 
 
+def test_labels_are_drawn_as_often_as_held_out_pictures_have_them(world, run, refused):
+    held_out = [int(path.parent.name) for path in (world["real"] / "test").rglob("*.png")]
+    count = str(len(held_out))
+    alike = evaluate_run(world, run, "alike", "--num_samples", count)
+    flags = ("--num_samples", count, "--label_frequencies", "held_out", "--save_images", "npz")
+    report = evaluate_run(world, run, "as-held-out", *flags)
+    frequencies = {str(digit): held_out.count(digit) for digit in range(10)}
+    assert report["sampling"]["label_frequencies"] == frequencies and len(set(frequencies.values())) > 1
+    (kept,) = (world["folder"] / "as-held-out").glob("*.npz")
+    drawn = np.load(kept, allow_pickle=False)["labels"]
+    assert {str(digit): int((drawn == digit).sum()) for digit in range(10)} == frequencies
+    assert "label_frequencies" not in alike["sampling"]
+    said = "--label_frequencies is for what a run draws of single labels"
+    pictures = ["--images", world["folder"] / "base.npz", "--reference", world["real"], *SIZE]
+    assert said in refused(*pictures, "--label_frequencies", "held_out")
+
+
 def test_a_noise_aware_classifier_guides_the_samples(world, run, refused):
     guide = world["folder"] / "guide"
     argv = ["--preset", str(world["folder"] / "tiny.yaml"), "--train_data_dir", str(world["real"]), "--noise_aware"]

@@ -167,6 +167,13 @@ def test_latents_are_not_clipped_and_pixels_are():
     assert build_noise_scheduler({}, latent=False).config.clip_sample is True
 
 
+@pytest.mark.parametrize("prediction_type, first", [("v_prediction", 999), ("sample", 999), ("epsilon", 900)])
+def test_what_a_run_is_saved_with_begins_at_pure_noise_where_it_can(prediction_type, first):
+    scheduler = sampling_scheduler(build_noise_scheduler({"prediction_type": prediction_type}, latent=True))
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps[0] == first
+
+
 def test_with_zero_terminal_snr_sampling_starts_at_the_last_timestep():
     section = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     sampler = sampling_scheduler(build_noise_scheduler(section, latent=True))

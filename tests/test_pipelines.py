@@ -409,10 +409,24 @@ def test_a_scheduler_of_another_prediction_type_is_refused():
         pipe(labels=[0])
 
 
-def test_trailing_ddim_with_steps_that_do_not_divide_is_refused():
+def test_trailing_ddim_with_steps_that_do_not_divide_is_done_by_leading_ones(caplog):
     pipe = make_pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading")
+    leading = pipe(labels=[0], generator=seeds(0), num_inference_steps=30, output_type="latent").images
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    with pytest.raises(ValueError, match="divides 1000"):
+    drawn = pipe(labels=[0], generator=seeds(0), num_inference_steps=30, output_type="latent").images
+    torch.testing.assert_close(drawn, leading)
+    assert "needs steps that divide 1000; 'leading' is used instead" in caplog.text
+    assert pipe.scheduler.config.timestep_spacing == "trailing"  # for the next call
+    pipe(labels=[0], num_inference_steps=25, output_type="latent")
+    assert pipe.scheduler.timesteps[0] == 999
+
+
+def test_zero_terminal_snr_is_refused_with_steps_that_do_not_divide():
+    pipe = make_pipeline()
+    settings = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **settings)
+    with pytest.raises(ValueError, match="must divide 1000"):
         pipe(labels=[0], num_inference_steps=30)
 
 

@@ -1,0 +1,45 @@
+"""What a process that computes on a CPU does about it: its threads, and its memory."""
+
+import ctypes
+import os
+import platform
+
+import torch
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc takes, bytes
+LARGEST_INT = 2**31 - 1
+
+
+def prepare_host(device: torch.device):
+    """Called once, before a process trains or samples."""
+    if device.type == "cpu":
+        use_all_cores()
+        keep_freed_memory()
+
+
+def use_all_cores():
+    """Undo what `accelerate launch` does to a process on a CPU: it gives it one thread unless told otherwise, which
+    halves the speed or worse."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, cores // local_processes))
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc's malloc keep what is freed, for what is asked for next; whether it does.
+
+    By default it gives activations of some megabytes back to the system, step by step, and gets them again as pages
+    that the kernel has to clear: up to a fifth of a step on a CPU. Settings of the environment (`MALLOC_…`), other
+    allocators and other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    if "LD_PRELOAD" in os.environ:
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    kept = mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD) == 1
+    return mallopt(M_TRIM_THRESHOLD, LARGEST_INT) == 1 and kept

@@ -1,0 +1,45 @@
+"""What a process on a CPU does about its threads and its memory."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+
+PROGRAM = """
+import resource, sys
+import torch
+from hwdiffusion.host import keep_freed_memory
+
+torch.set_num_threads(1)
+kept = keep_freed_memory() if sys.argv[1] == "kept" else None
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    [torch.ones(2**20) for _ in range(10)]  # 4 MiB each
+before = faults()
+for _ in range(50):
+    [torch.ones(2**20) for _ in range(10)]
+print(kept, faults() - before)
+"""
+
+
+def run(what: str, **environment) -> tuple[str, int]:
+    said = subprocess.run(
+        [sys.executable, "-c", PROGRAM, what], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    kept, faults = said.stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again_without_asking_the_system_for_it():
+    kept, faults = run("kept")
+    assert kept == "True"
+    assert faults < run("left")[1] / 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_the_environment_says_of_malloc_is_left_alone():
+    assert run("kept", MALLOC_ARENA_MAX="2")[0] == "False"
