@@ -35,6 +35,10 @@ bench: install
 		--classifier $(JUDGE) --output $(BENCH)/time-to-quality || exit 1; done
 	$(BIN)/python train_scripts/train_distill.py --teacher $(BENCH)/time-to-quality/ours-600s --train_data_dir "$(MNIST)" \
 		--max_train_seconds 300 --output_dir $(BENCH)/student
+	$(BIN)/python train_scripts/train_wgan.py --preset mnist-wgan --train_data_dir "$(MNIST)" \
+		--max_train_seconds 555 --output_dir $(BENCH)/mnist-wgan
+	$(BIN)/hwdiffusion compare $(BENCH)/time-to-quality/ours-600s $(BENCH)/time-to-quality/ours-pixels-600s \
+		$(BENCH)/mnist-wgan --classifier $(JUDGE) --num_samples 1000 --label_frequencies held_out --output_dir $(BENCH)/compare
 	for precision in float32 bfloat16; do $(BIN)/python benchmarks/sampling_speed.py --torch_dtype $$precision \
 		--pixel $(BENCH)/time-to-quality/ours-pixels-600s --latent $(BENCH)/time-to-quality/ours-600s \
 		--student $(BENCH)/student --classifier $(JUDGE) --output $(BENCH)/sampling-speed-$$precision || exit 1; done

@@ -25,20 +25,21 @@ from hwdiffusion.samples import draw, weights_digest
 from hwdiffusion.schedulers import AnnealedLangevinScheduler
 
 
+LEADING = {"timestep_spacing": "leading"}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 FLOW = {"prediction_type": FLOW_PREDICTION, "use_flow_sigmas": True}
 # name: scheduler, settings, η; those in the first table, at all numbers of steps, and those in the second
 MAIN = {
     "DDPM": ("DDPMScheduler", {}, 0.0),
     "DDIM": ("DDIMScheduler", {}, 0.0),
-    "DDIM, trailing": ("DDIMScheduler", {"timestep_spacing": "trailing"}, 0.0),
+    "DDIM, leading": ("DDIMScheduler", LEADING, 0.0),
     "DDIM, η = 1": ("DDIMScheduler", {}, 1.0),
     "DPM-Solver++": ("DPMSolverMultistepScheduler", {}, 0.0),
     "UniPC": ("UniPCMultistepScheduler", {}, 0.0),
     "Euler": ("EulerDiscreteScheduler", {}, 0.0),
-    "Heun": ("HeunDiscreteScheduler", {}, 0.0),
-    "DDIM + Langevin": (AnnealedLangevinScheduler, {}, 0.0),
-    "annealed Langevin": (AnnealedLangevinScheduler, {"predictor": None, "snr": 0.4}, 0.0),
+    "Heun": ("HeunDiscreteScheduler", LEADING, 0.0),
+    "DDIM + Langevin": (AnnealedLangevinScheduler, LEADING, 0.0),
+    "annealed Langevin": (AnnealedLangevinScheduler, {**LEADING, "predictor": None, "snr": 0.4}, 0.0),
 }
 OTHERS = {
     "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}, 0.0),

@@ -60,7 +60,7 @@ def train_pixels(args, run: Path) -> float:
             str(ROOT / "train_scripts" / "train_ddpm.py"),
             *["--preset", "mnist-ddpm", "--train_data_dir", args.train_data_dir, "--output_dir", str(run)],
             *["--max_train_seconds", f"{max(10.0, args.budget - RESERVE):.0f}", "--lr_warmup_steps", "50"],
-            *["--mixed_precision", "auto"],
+            *["--mixed_precision", "auto", "--num_inference_steps", "20"],
             *["--checkpointing_steps", "1000000", "--overwrite_output_dir"],
         ]
     )[0]
