@@ -21,25 +21,24 @@ from hwdiffusion.extractors import load_extractor
 from hwdiffusion.metrics import wilson_interval
 from hwdiffusion.objectives import FLOW_PREDICTION
 from hwdiffusion.pipelines import ClassConditionalPipeline
-from hwdiffusion.samples import draw, weights_digest
+from hwdiffusion.samples import draw, scheduler_digest, weights_digest
 from hwdiffusion.schedulers import AnnealedLangevinScheduler
 
 
-LEADING = {"timestep_spacing": "leading"}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 FLOW = {"prediction_type": FLOW_PREDICTION, "use_flow_sigmas": True}
 # name: scheduler, settings, η; those in the first table, at all numbers of steps, and those in the second
 MAIN = {
     "DDPM": ("DDPMScheduler", {}, 0.0),
     "DDIM": ("DDIMScheduler", {}, 0.0),
-    "DDIM, leading": ("DDIMScheduler", LEADING, 0.0),
+    "DDIM, leading": ("DDIMScheduler", {"timestep_spacing": "leading"}, 0.0),
     "DDIM, η = 1": ("DDIMScheduler", {}, 1.0),
     "DPM-Solver++": ("DPMSolverMultistepScheduler", {}, 0.0),
     "UniPC": ("UniPCMultistepScheduler", {}, 0.0),
     "Euler": ("EulerDiscreteScheduler", {}, 0.0),
-    "Heun": ("HeunDiscreteScheduler", LEADING, 0.0),
-    "DDIM + Langevin": (AnnealedLangevinScheduler, LEADING, 0.0),
-    "annealed Langevin": (AnnealedLangevinScheduler, {**LEADING, "predictor": None, "snr": 0.4}, 0.0),
+    "Heun": ("HeunDiscreteScheduler", {}, 0.0),
+    "DDIM + Langevin": (AnnealedLangevinScheduler, {}, 0.0),
+    "annealed Langevin": (AnnealedLangevinScheduler, {"predictor": None, "snr": 0.4}, 0.0),
 }
 OTHERS = {
     "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}, 0.0),
@@ -128,6 +127,7 @@ def main():
     if not flow:
         tables["others"] = (OTHERS, args.other_steps)
     about = {key: getattr(args, key) for key in ("num_samples", "guidance_scale", "batch_size", "seed")}
+    about |= {"cells": [*MAIN, *OTHERS], "scheduler": scheduler_digest(pipe)}
     about |= {"run": args.run.name, "weights": weights_digest(pipe), "classifier": Path(args.classifier).name}
     path = args.output.with_suffix(".json")
     done = json.loads(path.read_text()) if path.is_file() else {}

@@ -24,7 +24,7 @@ from hwdiffusion.label_sets import names_of, number_of_samples, read_label_sets,
 from hwdiffusion.reference import load_real_side, run_settings
 from hwdiffusion.report import comparison_table, write_json
 from hwdiffusion.run_folder import current_processes, make_folder
-from hwdiffusion.samples import draw, image_mode_of, networks, sampling_options, scheduler_name
+from hwdiffusion.samples import draw, image_mode_of, networks, sampling_options, scheduler_digest, scheduler_name
 from hwdiffusion.sources import few
 from hwdiffusion.training_log import METRICS_FILE
 
@@ -133,6 +133,7 @@ def saved_report(pipe, digest: str, args: EvaluationArguments) -> dict | None:
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     asked = {
         "scheduler": scheduler_name(pipe),
+        "scheduler_sha256": scheduler_digest(pipe),
         "guidance_interval": None,
         "guide": None,
         **sampling_options(pipe, args),
@@ -262,7 +263,8 @@ def sampling_speed(pipe, args: EvaluationArguments, sets: torch.Tensor | None) -
 
 
 def _sets_to_show(pipe, args: EvaluationArguments, judge: Judge | None) -> torch.Tensor | None:
-    """The sets of labels `(S, T)` that are timed and shown: those of `--label_sets`, else what an evaluation draws."""
+    """The sets of labels `(S, T)` that are timed and shown: those of `--label_sets`, else of single labels each
+    in turn, and of sets those of the held-out pictures."""
     if args.label_sets is not None:
         return read_label_sets(args.label_sets, pipe)
     held_out = None

@@ -151,6 +151,8 @@ def load_to_draw(run: str, args: EvaluationArguments, device: torch.device, kind
 
 def check_sampling(pipe, args: EvaluationArguments):
     """Raise InputError for what a call of the pipeline would refuse."""
+    if args.label_frequencies != "equal" and (not pipe.id2label or pipe.config.max_labels > 1):
+        raise InputError("--label_frequencies is for models of single labels; leave it out")
     if args.guidance_interval is not None and scheduler_name(pipe) is None:
         raise InputError("--guidance_interval is for diffusion models; a GAN draws in one pass")
     try:

@@ -13,7 +13,7 @@ LARGEST_INT = 2**31 - 1
 
 
 def prepare_host(device: torch.device):
-    """Called once, before a process trains or samples."""
+    """Called before a process trains or samples; again, it does no harm."""
     if device.type == "cpu":
         use_all_cores()
         keep_freed_memory()
@@ -33,10 +33,10 @@ def keep_freed_memory() -> bool:
     """Let glibc's malloc keep what is freed, for what is asked for next; whether it does.
 
     By default it gives activations of some megabytes back to the system, step by step, and gets them again as pages
-    that the kernel has to clear: up to a fifth of a step on a CPU. Settings of the environment (`MALLOC_…`), other
-    allocators and other C libraries are left alone.
+    that the kernel has to clear: up to a fifth of a step on a CPU. Settings of the environment (`MALLOC_…`,
+    `GLIBC_TUNABLES`), other allocators and other C libraries are left alone.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_")) for name in os.environ):
         return False
     if "LD_PRELOAD" in os.environ:
         return False

@@ -362,9 +362,8 @@ SAMPLERS = {
     "unipc": (UniPCMultistepScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
     "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
-    # of second order and with corrections: not from almost pure noise, where a step is a leap
-    "heun": (HeunDiscreteScheduler, {"timestep_spacing": "leading"}),
-    "langevin": (AnnealedLangevinScheduler, {"timestep_spacing": "leading"}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "langevin": (AnnealedLangevinScheduler, {}),
 }
 _FLOW_SOLVER = {"prediction_type": FLOW_PREDICTION, "use_flow_sigmas": True}
 FLOW_SAMPLERS = {

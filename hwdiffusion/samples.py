@@ -47,6 +47,14 @@ def draw(
     return (images.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def scheduler_digest(pipe) -> str | None:
+    """Some digits that differ between settings of a scheduler; `None` for a pipeline without."""
+    if scheduler_name(pipe) is None:
+        return None
+    settings = json.dumps({key: str(value) for key, value in pipe.scheduler.config.items()}, sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
 class Samples:
     """Samples of a pipeline, kept in files of `CHUNK` until the evaluation is done; those that are there stay.
 
@@ -83,11 +91,11 @@ class Samples:
                 "sha256": hashlib.sha256(f"{sets.tolist()}".encode()).hexdigest()[:16],
             }
         elif sets is not None and args.label_frequencies != "equal":
-            frequencies = sets.flatten().bincount(minlength=len(pipe.id2label)).tolist()
+            drawn = labels_in_turn(sets, 0, number_of_samples(args, sets)).flatten()
+            frequencies = drawn.bincount(minlength=len(pipe.id2label)).tolist()
             self.settings["label_frequencies"] = dict(zip(pipe.id2label.values(), frequencies))
         if self.settings["scheduler"] is not None:
-            scheduler = json.dumps({key: str(value) for key, value in pipe.scheduler.config.items()}, sort_keys=True)
-            self.settings["scheduler_sha256"] = hashlib.sha256(scheduler.encode()).hexdigest()[:16]
+            self.settings["scheduler_sha256"] = scheduler_digest(pipe)
         key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = output_dir / f"samples-{key[:12]}"
         self.count = number_of_samples(args, sets)

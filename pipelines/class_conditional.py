@@ -77,6 +77,8 @@ DIVIDING_SCHEDULERS = (
     "DDIMScheduler",
     "PNDMScheduler",
 )
+# Those whose first step from the last timestep of a cosine schedule, almost pure noise, would be a leap.
+LEAPING_SCHEDULERS = ("AnnealedLangevinScheduler", "PNDMScheduler")
 # What a UNet that predicts a flow is sampled by, besides any scheduler with `use_flow_sigmas`.
 FLOW_SCHEDULERS = (
     "FlowMatchEulerDiscreteScheduler",
@@ -828,7 +830,8 @@ class ClassConditionalPipeline(SelfContainedPipeline):
                 "'trailing' or 'leading'"
             )
         elif name in DIVIDING_SCHEDULERS and num_train_timesteps % num_inference_steps:
-            if self.scheduler.config.get("rescale_betas_zero_snr"):
+            zero_snr = self.scheduler.config.get("rescale_betas_zero_snr")
+            if zero_snr and self.scheduler.config.timestep_spacing == "trailing":
                 raise ValueError(
                     f"num_inference_steps={num_inference_steps} must divide {num_train_timesteps}, so that {name} "
                     "begins at pure noise, as zero terminal SNR demands"
@@ -974,9 +977,9 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         given, said = scheduler.config.get("timestep_spacing"), None
         num_train_timesteps = scheduler.config.num_train_timesteps
         try:
-            whole = num_train_timesteps % num_inference_steps == 0
-            if type(scheduler).__name__ in DIVIDING_SCHEDULERS and given == "trailing" and not whole:
-                said = f"needs steps that divide {num_train_timesteps}; 'leading' is used instead"
+            if given == "trailing":
+                said = self._trailing_flaw(num_inference_steps)
+            if said is not None:
                 scheduler.register_to_config(timestep_spacing="leading")
             scheduler.set_timesteps(num_inference_steps, device="cpu", **evenly)
             first = scheduler.timesteps[0].item()
@@ -997,6 +1000,11 @@ class ClassConditionalPipeline(SelfContainedPipeline):
                 scheduler.register_to_config(timestep_spacing=given)  # it is the user's
         if said is not None:
             logger.warning(f"{type(scheduler).__name__} with timestep_spacing={given!r} {said}")
+        if scheduler.timesteps[-1] < 0:
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps} can't be spread over {num_train_timesteps} timesteps; use "
+                "a number that divides it"
+            )
         twice = len(scheduler.timesteps.unique()) < num_inference_steps
         if twice and "solver_order" in scheduler.config and self.config.prediction_type != "flow_prediction":
             raise ValueError(
@@ -1004,6 +1012,22 @@ class ClassConditionalPipeline(SelfContainedPipeline):
                 "by which it would divide by zero; use fewer"
             )
         return init_noise_sigma
+
+    def _trailing_flaw(self, num_inference_steps: int) -> str | None:
+        """Why "trailing" timesteps are none for the scheduler, in words; `None` where they are."""
+        scheduler, name = self.scheduler, type(self.scheduler).__name__
+        num_train_timesteps = scheduler.config.num_train_timesteps
+        instead = "'leading' is used instead"
+        if name in DIVIDING_SCHEDULERS and num_train_timesteps % num_inference_steps:
+            return f"needs steps that divide {num_train_timesteps}; {instead}"
+        if name in LEAPING_SCHEDULERS and not scheduler.config.get("rescale_betas_zero_snr"):
+            return f"would leap at first; {instead}"
+        scheduler.set_timesteps(num_inference_steps, device="cpu")
+        if scheduler.timesteps[-1] < 0:  # diffusers' rounding, by 61 steps of 1000 and some others
+            return f"has no {num_inference_steps} steps; {instead}"
+        if self.unet.dtype == torch.float16 and float(getattr(scheduler, "init_noise_sigma", 1.0)) > 1e4:
+            return f"begins with noise that float16 can't hold; {instead}"
+        return None
 
     def get_timesteps(self, strength: float) -> tuple[torch.Tensor, int]:
         """The timesteps that denoise a picture noised to `strength`, and the index of the first of them."""

@@ -222,6 +222,8 @@ def test_labels_are_drawn_as_often_as_held_out_pictures_have_them(world, run, re
     drawn = np.load(kept, allow_pickle=False)["labels"]
     assert {str(digit): int((drawn == digit).sum()) for digit in range(10)} == frequencies
     assert "label_frequencies" not in alike["sampling"]
+    some = evaluate_run(world, run, "some-as-held-out", "--num_samples", "200", "--label_frequencies", "held_out")
+    assert sum(some["sampling"]["label_frequencies"].values()) == 200  # of what was drawn
     said = "--label_frequencies is for what a run draws of single labels"
     pictures = ["--images", world["folder"] / "base.npz", "--reference", world["real"], *SIZE]
     assert said in refused(*pictures, "--label_frequencies", "held_out")

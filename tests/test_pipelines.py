@@ -19,6 +19,7 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
 from tiny import (
@@ -261,11 +262,14 @@ def test_a_swapped_scheduler_has_the_noise_of_the_training(name):
     assert pipe.scheduler.config.get("timestep_spacing", "leading") == "leading"
 
 
-@pytest.mark.parametrize("steps", [250, 300, 600, 1000])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("steps", [61, 250, 300, 600, 1000])
 @pytest.mark.parametrize("name", sorted(USABLE - {"LCMScheduler", "TCDScheduler"}))
-def test_many_steps_begin_at_noise_or_are_refused(name, steps):
-    """ "leading" divides whole numbers: DPM-Solver++ would begin at 750 of 1000 in 250 steps, DDIM at 599 in 600."""
+def test_many_steps_begin_at_noise_or_are_refused(name, steps, spacing):
+    """ "leading" divides whole numbers: DPM-Solver++ would begin at 750 of 1000 in 250 steps, DDIM at 599 in 600; and
+    "trailing" ends at -1 in 61, by rounding."""
     pipe = make_pipeline("pixel")
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
     pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
     try:
         pipe.check_inputs(num_inference_steps=steps)
@@ -276,6 +280,8 @@ def test_many_steps_begin_at_noise_or_are_refused(name, steps):
         assert 1000 % steps or name == "DPMSolverSinglestepScheduler"
         return
     assert pipe.scheduler.timesteps[0] >= (890 if pipe.scheduler.order == 2 else 900)
+    assert pipe.scheduler.timesteps[-1] >= 0
+    assert pipe.scheduler.config.get("timestep_spacing", spacing) == spacing
     repeated = (
         "HeunDiscreteScheduler",
         "KDPM2AncestralDiscreteScheduler",
@@ -287,15 +293,31 @@ def test_many_steps_begin_at_noise_or_are_refused(name, steps):
 
 
 @pytest.mark.parametrize(
-    "name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"]
+    "name, spacing",
+    [
+        *((name, "linspace") for name in ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler")),
+        *(
+            (name, "trailing")
+            for name in ("HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "PNDMScheduler")
+        ),
+        ("KDPM2AncestralDiscreteScheduler", "linspace"),
+    ],
 )
-def test_solvers_of_second_order_do_not_leap_out_of_a_cosine_schedule(name):
-    """Their own spacing begins at a noise of 20,000, and from there ends far outside of any data."""
+def test_solvers_of_second_order_do_not_leap_out_of_a_cosine_schedule(name, spacing):
+    """Such a spacing begins at a noise of 20,000, and from there ends far outside of any data."""
     pipe = make_pipeline("pixel")
-    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, timestep_spacing="linspace")
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, timestep_spacing=spacing)
     images = pipe(labels=[0], generator=seeds(0), num_inference_steps=5, output_type="latent").images
     assert images.std() < 5
-    assert pipe.scheduler.config.timestep_spacing == "linspace"  # it is the user's, for the next call
+    assert pipe.scheduler.config.timestep_spacing == spacing  # it is the user's, for the next call
+
+
+def test_noise_that_float16_can_not_hold_is_not_begun_with():
+    pipe = make_pipeline("pixel")
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    assert pipe._set_timesteps(10) > 1e4
+    pipe.unet.to(torch.float16)
+    assert pipe._set_timesteps(10) < 100
 
 
 @pytest.mark.parametrize("kind", KINDS)
