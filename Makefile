@@ -24,7 +24,7 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 # What benchmarks/README.md says of training and sampling, on real MNIST: some two hours of two CPU cores. Interrupted,
-# it goes on with what is missing.
+# it keeps trainings, and rows of time_to_quality.py, that are done.
 MNIST ?= $(HWDIFFUSION_DATA)/mnist
 BENCH := runs/bench
 JUDGE := $(BENCH)/mnist-classifier

@@ -38,6 +38,7 @@ from hwdiffusion.train_scripts import train_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_STAGE = 0.22  # of the budget
+DRAWN = {"scheduler": "dpmpp", "num_inference_steps": 20, "label_frequencies": "held_out"}
 RESERVE = 45  # seconds of a command that are no training: imports, reading, saving, the sample grid
 
 
@@ -124,13 +125,12 @@ def main():
         key = f"{name} ({args.budget:g} s)"
         folder = args.output / f"{name.replace(', ', '-').replace(' ', '-')}-{args.budget:g}s"
         count = args.num_pixel_samples if "pixels" in name else args.num_samples
-        how = {"preset": args.preset, "classifier": args.classifier, "n": count}
+        how = {"preset": args.preset, "classifier": args.classifier, "n": count, "reserve": RESERVE, **DRAWN}
         if key in rows and rows[key]["how"] == how:
             pass
         elif name.startswith("ours"):
             seconds = (train_ours if name == "ours" else train_pixels)(args, folder)
-            drawn = {"scheduler": "dpmpp", "num_inference_steps": 20, "label_frequencies": "held_out"}
-            report = judged(args, args.output, folder.name, count, run=str(folder), **drawn)
+            report = judged(args, args.output, folder.name, count, run=str(folder), **DRAWN)
             rows[key] = {"how": how, "seconds": seconds, "images_seen": images_seen(folder), "report": report}
         else:
             images = folder.with_suffix(".npz")
