@@ -199,7 +199,8 @@ def test_only_steps_inside_of_the_interval_pay_for_guidance():
         classifier_guidance_scale=1.0,
         guidance_interval=(0, 0.35),
     )
-    assert calls == {"unet": 10, "guidance_unet": 4, "classifier": 4}
+    # the first step, at pure noise, has nothing for a classifier to see
+    assert calls == {"unet": 10, "guidance_unet": 4, "classifier": 3}
 
 
 BIRDS = {0: "hen", 1: "duck", 2: "goose"}

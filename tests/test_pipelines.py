@@ -149,13 +149,15 @@ def test_guidance_is_the_equation_of_classifier_free_guidance():
     """One DDIM step by hand: uncond + w (cond - uncond)."""
     pipe, w = make_pipeline(), 2.5
     noise = torch.randn(1, 2, 8, 8)
+    pipe.scheduler.set_timesteps(1)
+    (last,) = pipe.scheduler.timesteps
+    assert last == 999
     with torch.no_grad():
         outputs = [
-            pipe.unet(noise, 0, **unet_conditioning(pipe.unet.config, tokens)).sample
+            pipe.unet(noise, last, **unet_conditioning(pipe.unet.config, tokens)).sample
             for tokens in (torch.zeros(1, 1, 3), label_tokens(torch.tensor([[1]]), 3))
         ]
-    pipe.scheduler.set_timesteps(1)
-    expected = pipe.scheduler.step(outputs[0] + w * (outputs[1] - outputs[0]), 0, noise).prev_sample
+    expected = pipe.scheduler.step(outputs[0] + w * (outputs[1] - outputs[0]), last, noise).prev_sample
     actual = pipe(labels=[1], latents=noise, num_inference_steps=1, guidance_scale=w, output_type="latent").images
     torch.testing.assert_close(actual, expected)
 

@@ -54,7 +54,10 @@ def make_pipeline(kind: str = "latent", prediction_type: str = "v_prediction", *
         scheduler = FlowMatchEulerDiscreteScheduler()
     else:
         scheduler = DDIMScheduler(
-            beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type, clip_sample=False
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type=prediction_type,
+            clip_sample=False,
+            timestep_spacing="leading" if prediction_type == "epsilon" else "trailing",
         )
     labelled = {} if kind == "unconditional" else {"id2label": NAMES, "has_null_label": True}
     pipe = ClassConditionalPipeline(
