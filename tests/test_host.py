@@ -37,7 +37,9 @@ def run(what: str, **environment) -> tuple[str, int]:
 def test_freed_memory_is_used_again_without_asking_the_system_for_it():
     kept, faults = run("kept")
     assert kept == "True"
-    assert faults < run("left")[1] / 10
+    mapped_anew = run("left", MALLOC_MMAP_THRESHOLD_="65536")[1]  # as glibc may do by itself, or not
+    assert mapped_anew >= 500  # one for each tensor at the least, if pages are huge
+    assert faults < mapped_anew / 4
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
