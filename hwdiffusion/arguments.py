@@ -242,6 +242,13 @@ class DiffusionArguments(UNetArguments):
     )
     snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
+    guidance_unet_at: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "Autoguidance: the averaged weights after this part of the run, such as 0.06, are saved along as "
+            "guidance_unet, away from which guidance_scale leads then; better with --label_dropout 0."
+        },
+    )
     num_inference_steps: int = field(default=50, metadata={"help": "Recommended by the saved pipeline."})
 
 

@@ -578,10 +578,13 @@ def _validate(args: TrainingArguments):
         require(0 <= args.single_label_dropout < 1, "single_label_dropout", "at least 0 and less than 1")
         require(args.snr_gamma is None or args.snr_gamma > 0, "snr_gamma", "positive")
         require(args.guidance_scale >= 1, "guidance_scale", "at least 1")
-        if args.guidance_scale > 1 and args.label_dropout == 0:
+        at = args.guidance_unet_at
+        require(at is None or 0 < at < 1, "guidance_unet_at", "more than 0 and less than 1")
+        if args.guidance_scale > 1 and args.label_dropout == 0 and at is None:
             raise InputError(
                 f"--guidance_scale {args.guidance_scale} needs a model trained with label dropout, but "
-                "--label_dropout is 0; give --guidance_scale 1 or a --label_dropout such as 0.1"
+                "--label_dropout is 0; give --guidance_scale 1, a --label_dropout such as 0.1 or a --guidance_unet_at "
+                "such as 0.06"
             )
     if isinstance(args, ClassifierArguments):
         require(0 <= args.label_smoothing < 1, "label_smoothing", "at least 0 and less than 1")

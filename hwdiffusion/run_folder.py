@@ -21,8 +21,8 @@ from hwdiffusion.config import LENGTHS, Config
 
 RUN_FILES = ("config.yaml", "training.json", "metrics.jsonl", "loss.png", "samples.png", "samples", "hwdiffusion",
              "README.md", f"{CHECKPOINT}*", "best", "best.*", "artefact.part", "latents.safetensors*", "first-stage",
-             "model_index.json", "pipeline_*.py", "unet", "vqvae", "scheduler", "generator", "config.json",
-             "diffusion_pytorch_model*", "model*.safetensors*", "evaluation", "evaluation.json",
+             "model_index.json", "pipeline_*.py", "unet", "guidance_unet", "vqvae", "scheduler", "generator",
+             "config.json", "diffusion_pytorch_model*", "model*.safetensors*", "evaluation", "evaluation.json",
              "evaluation-*", "sweep", "classifier-*")  # fmt: skip
 LOCK_FILE = ".lock"
 _locks: list[FileLock] = []

@@ -642,6 +642,8 @@ class Trainer:
                     raise InputError(f"{state['of']} is of another model than this run's {name}: {reason}") from error
             for name, module in self._states.items():
                 alike, first = self._alike(name), self.is_main_process  # which carries sums over processes on
+                if name not in state["states"]:
+                    raise InputError(f"{state['of']} was made without {name}, which this run's settings ask for")
                 saved = state["states"][name].items()
                 module.load_state_dict({key: tensor * (first or key in alike) for key, tensor in saved})
             if self.accelerator.scaler is not None and state["scaler"] is not None:

@@ -128,6 +128,10 @@ def test_the_saved_scheduler_has_the_noise_it_was_trained_with(prediction_type):
     assert sampler.config.clip_sample is False
 
 
+def diffusion_arguments(**given) -> SimpleNamespace:
+    return SimpleNamespace(**{"num_inference_steps": 7, "guidance_unet_at": None, **given})
+
+
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}
 
 
@@ -135,7 +139,7 @@ def test_a_flow_is_named_by_its_scheduler_and_known_to_its_pipeline():
     trained = build_noise_scheduler({**FLOW, "beta_schedule": None}, latent=True)  # a preset's, taken out by a flag
     sampler = sampling_scheduler(trained)
     assert type(trained) is type(sampler) is FlowMatchEulerDiscreteScheduler and sampler.config.shift == 2.0
-    data, args = SimpleNamespace(id2label={}, max_labels=1), SimpleNamespace(num_inference_steps=7)
+    data, args = SimpleNamespace(id2label={}, max_labels=1), diffusion_arguments()
     pipeline = build_pipeline(build_unet(UNET, (1, 8, 8), 0), trained, None, data, args)
     assert pipeline.config.prediction_type == "flow_prediction"
 
@@ -194,10 +198,13 @@ def test_with_zero_terminal_snr_sampling_starts_at_the_last_timestep():
 def test_the_pipeline_knows_what_was_trained(section, dropout, expected):
     unet = build_unet({**UNET, **section}, (1, 8, 8), 2)
     data = SimpleNamespace(id2label={0: "cat", 1: "dog"}, max_labels=3)
-    args = SimpleNamespace(label_dropout=dropout, guidance_scale=2.0, num_inference_steps=7)
+    args = diffusion_arguments(label_dropout=dropout, guidance_scale=2.0)
     pipeline = build_pipeline(unet, build_noise_scheduler({}, False), None, data, args)
     assert {key: pipeline.config[key] for key in expected} == expected
     assert pipeline.id2label == (data.id2label if section else {})
+    args.guidance_unet_at = 0.1  # which guides without labels, too
+    guided = build_pipeline(unet, build_noise_scheduler({}, False), None, data, args)
+    assert guided.config.default_guidance_scale == 2.0
     assert pipeline.config["default_num_inference_steps"] == 7
 
 

@@ -62,6 +62,7 @@ def test_a_run_killed_twice_ends_bit_identical_to_an_unbroken_one(script, preset
     written; each time the same command again."""
     options = ["--preset", preset, "--gradient_accumulation_steps", "2", "--checkpointing_steps", "8"]
     options += ["--unet.dropout", "0.1"] if script == "train_ddpm" else []
+    options += ["--guidance_unet_at", "0.3"] if script in ("train_ddpm", "train_ldm") else []
     options += ["--train_vqgan.checkpointing_steps", "20"] if script == "train_ldm" else []
     options += WITH_A_STATE if script == "train_wgan" else []
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -157,6 +158,8 @@ def test_a_checkpoint_of_another_batch_script_or_model_is_refused(preset, tmp_pa
     write_checksums(checkpoint)
     checkpoint = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4")]
     other = ["--preset", preset, "--output_dir", str(tmp_path / "other"), "--max_train_steps", "4", *checkpoint]
+    assert train_ddpm.main([*other, "--guidance_unet_at", "0.5"]) == 2
+    assert "was made without guidance_unet, which this run's settings ask for" in capsys.readouterr().err
     assert train_vqgan.main(other) == 2
     assert "is a checkpoint of train_ddpm, not of train_vqgan" in capsys.readouterr().err
     assert train_ddpm.main([*other, "--unet.block_out_channels", "[16, 16]"]) == 2

@@ -79,6 +79,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
         judge: measures the pipeline as it is trained, if it is not `None`.
         loss_of: a function of the UNet, clean samples, labels and draws, to a scalar.
     """
+    from hwdiffusion.autoguidance import EarlierSelf
     from hwdiffusion.figures import sample_grid
     from hwdiffusion.hub import finish
     from hwdiffusion.label_sets import sets_to_draw
@@ -91,6 +92,10 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
         trainer.print(f"the UNet takes no labels: the {len(data.id2label)} classes are not used")
     if args.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
+    earlier_self = None
+    if args.guidance_unet_at is not None:
+        earlier_self = EarlierSelf(pipeline)
+        trainer.add_state("guidance_unet", earlier_self)
     unet = trainer.add_model("unet", pipeline.unet, args.learning_rate)
 
     evaluation = None
@@ -102,6 +107,10 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
         return sample_grid(pipeline, args.seed, sets)
 
     for batch in trainer.batches(dataset, pipeline.save_pretrained, preview, evaluation):
+        due = earlier_self is not None and not earlier_self.taken
+        if due and batch.step >= trainer.step_at(args.guidance_unet_at):
+            with trainer.averaged_weights():
+                earlier_self.take()
         stored, labels = batch.data
         sample = to_sample(stored, batch.draws)  # (B, C, H, W)
         loss = loss_of(unet, sample, labels, batch.draws)
