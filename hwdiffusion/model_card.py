@@ -141,7 +141,9 @@ image.save("sample.png")
 
 
 def _said_of_a_diffusion(pipeline: ClassConditionalPipeline) -> dict:
-    config, limits = pipeline.config, []
+    config, limits, guidance = pipeline.config, [], "guidance"
+    if pipeline.guidance_unet is not None:
+        guidance = "autoguidance"
     if pipeline.id2label and not config.has_null_label:
         limits = ["It was trained without label dropout, so classifier-free guidance is refused."]
         if pipeline.guidance_unet is not None:
@@ -153,7 +155,7 @@ def _said_of_a_diffusion(pipeline: ClassConditionalPipeline) -> dict:
         "carried": "pipeline, one file",
         "steps_of": "steps of",
         "drawn": f"with the pipeline's defaults: {type(pipeline.scheduler).__name__}, "
-        f"{config.default_num_inference_steps} steps, guidance {config.default_guidance_scale}",
+        f"{config.default_num_inference_steps} steps, {guidance} {config.default_guidance_scale}",
         "limits": limits,
     }
 

@@ -100,7 +100,8 @@ def how_drawn(sampling: dict) -> str:
     often = ", labels as often as held out" if "label_frequencies" in sampling else ""
     if sampling["scheduler"] is None:
         return "one pass of the generator" + often
-    how = "{scheduler}, {num_inference_steps} steps, guidance {guidance_scale}".format(**sampling)
+    guidance = "autoguidance" if "autoguidance" in sampling else "guidance"
+    how = "{scheduler}, {num_inference_steps} steps, {guidance} {guidance_scale}".format(**sampling, guidance=guidance)
     if "guidance_interval" in sampling:
         how += " in ({:g}, {:g})".format(*sampling["guidance_interval"])
     if "classifier_guidance_scale" in sampling:

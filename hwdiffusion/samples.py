@@ -78,6 +78,8 @@ class Samples:
             "seed": args.seed,
             "weights_sha256": digest or weights_digest(pipe),
         }
+        if getattr(pipe, "guidance_unet", None) is not None:
+            self.settings["autoguidance"] = True
         if args.guide is not None:
             self.settings["guide"] = {"model": Path(args.guide).name, "weights_sha256": digest_of([pipe.classifier])}
         if pipe.dtype != torch.float32:

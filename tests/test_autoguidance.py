@@ -78,4 +78,5 @@ def test_in_latents_it_is_named_on_the_card(preset, tmp_path):
         "4",
     ]
     assert train_ldm.main([*argv, "--guidance_unet_at", "0.5", "--label_dropout", "0"]) == 0
-    assert "it is guided by its `guidance_unet` alone" in (run / "README.md").read_text()
+    card = (run / "README.md").read_text()
+    assert "it is guided by its `guidance_unet` alone" in card and "autoguidance 1.5" in card

@@ -42,7 +42,8 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     trainer.print(data.summary())
     pipeline = build_pipeline(unet, noise_scheduler, None, data, args)
     loss_of = (make_loss or denoising_loss)(noise_scheduler, unet.config, args, trainer.step_size)
-    fit_unet(trainer, data.train, pixels_to_sample(args.random_flip), pipeline, data, judge, loss_of)
+    to_sample = pixels_to_sample(args.random_flip)
+    fit_unet(trainer, data.train, to_sample, pipeline, data, judge, loss_of, args.guidance_unet_at)
     return Path(args.output_dir)
 
 
@@ -68,7 +69,7 @@ def denoising_loss(noise_scheduler, unet_config, args, step_size: int):
     return loss_of
 
 
-def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
+def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidance_unet_at: float | None = None):
     """The loop that trains a pipeline's UNet, on pixels and on latents alike.
 
     Args:
@@ -78,6 +79,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
         data: the pictures, for the names of their labels.
         judge: measures the pipeline as it is trained, if it is not `None`.
         loss_of: a function of the UNet, clean samples, labels and draws, to a scalar.
+        guidance_unet_at: the part of the run after which the averaged weights become the pipeline's `guidance_unet`.
     """
     from hwdiffusion.autoguidance import EarlierSelf
     from hwdiffusion.figures import sample_grid
@@ -93,7 +95,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
     if args.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     earlier_self = None
-    if args.guidance_unet_at is not None:
+    if guidance_unet_at is not None:
         earlier_self = EarlierSelf(pipeline)
         trainer.add_state("guidance_unet", earlier_self)
     unet = trainer.add_model("unet", pipeline.unet, args.learning_rate)
@@ -108,7 +110,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of):
 
     for batch in trainer.batches(dataset, pipeline.save_pretrained, preview, evaluation):
         due = earlier_self is not None and not earlier_self.taken
-        if due and batch.step >= trainer.step_at(args.guidance_unet_at):
+        if due and batch.step >= trainer.step_at(guidance_unet_at):
             with trainer.averaged_weights():
                 earlier_self.take()
         stored, labels = batch.data

@@ -99,7 +99,7 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
     pipeline = build_pipeline(unet, noise_scheduler, vqvae, data, args)
     loss_of = (make_loss or denoising_loss)(noise_scheduler, unet.config, args, trainer.step_size)
-    fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of)
+    fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, args.guidance_unet_at)
     return output_dir
 
 
