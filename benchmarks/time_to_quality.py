@@ -6,9 +6,9 @@
 
 `ours` trains both stages by one command (`train_ldm.py --preset mnist-fast`); the time is the command's, from its
 start to its end, everything inside. `ours, pixels` is `train_ddpm.py --preset mnist-ddpm`. `plain pixels` and `plain
-latents` are loops by diffusers alone (`peers.py`). All draw by DPM-Solver++ in 20 steps, of the labels of the test
-digits, since a distance also tells other frequencies of labels; pixel models draw slowly, so fewer of their samples
-are judged. Every row's samples are judged by the same classifier: label accuracy, Fréchet distance, coverage, copies;
+latents` are loops by diffusers alone (`peers.py`). Ours draw as the saved pipeline does unless told otherwise, in 20
+steps of DDIM, the loops in 20 of DPM-Solver++; all of them the labels of the test digits, since a distance also tells
+other frequencies of labels. Pixel models draw slowly, so fewer of their samples are judged. Every row's samples are judged by the same classifier: label accuracy, Fréchet distance, coverage, copies;
 beside them the floors, real held-out digits and their reconstructions by the row's own autoencoder. Rows that are in
 OUTPUT.json already are kept, if they were made in the same way. The table is `OUTPUT.md`.
 """
@@ -38,8 +38,8 @@ from hwdiffusion.train_scripts import train_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_STAGE = 0.22  # of the budget
-DRAWN = {"scheduler": "dpmpp", "num_inference_steps": 20, "label_frequencies": "held_out"}
-RESERVE = 45  # seconds of a command that are no training: imports, reading, saving, the sample grid
+DRAWN = {"label_frequencies": "held_out"}
+RESERVE = 32  # seconds of a command that are no training: imports, reading, saving, the sample grid
 
 
 def train_ours(args, run: Path) -> float:
