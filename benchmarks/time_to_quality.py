@@ -8,9 +8,10 @@
 start to its end, everything inside. `ours, pixels` is `train_ddpm.py --preset mnist-ddpm`. `plain pixels` and `plain
 latents` are loops by diffusers alone (`peers.py`). Ours draw as the saved pipeline does unless told otherwise, in 20
 steps of DDIM, the loops in 20 of DPM-Solver++; all of them the labels of the test digits, since a distance also tells
-other frequencies of labels. Pixel models draw slowly, so fewer of their samples are judged. Every row's samples are judged by the same classifier: label accuracy, Fréchet distance, coverage, copies;
-beside them the floors, real held-out digits and their reconstructions by the row's own autoencoder. Rows that are in
-OUTPUT.json already are kept, if they were made in the same way. The table is `OUTPUT.md`.
+other frequencies of labels. Pixel models draw slowly, so fewer of their samples are judged. Every row's samples are
+judged by the same classifier: label accuracy, Fréchet distance, coverage, copies; beside them the floors, real
+held-out digits and their reconstructions by the row's own autoencoder. Rows that are in OUTPUT.json already are kept,
+if they were made in the same way. The table is `OUTPUT.md`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch
 import yaml
 
 from hwdiffusion.arguments import EvaluationArguments
+from hwdiffusion.config import load_preset
 from hwdiffusion.data import load_data, to_model_range
 from hwdiffusion.evaluation import evaluate
 from hwdiffusion.extractors import load_extractor
@@ -39,7 +41,7 @@ from hwdiffusion.train_scripts import train_classifier
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_STAGE = 0.22  # of the budget
 DRAWN = {"label_frequencies": "held_out"}
-RESERVE = 32  # seconds of a command that are no training: imports, reading, saving, the sample grid
+RESERVE = 35  # seconds of a command that are no training: imports, reading, saving, the sample grid
 
 
 def train_ours(args, run: Path) -> float:
@@ -125,7 +127,9 @@ def main():
         key = f"{name} ({args.budget:g} s)"
         folder = args.output / f"{name.replace(', ', '-').replace(' ', '-')}-{args.budget:g}s"
         count = args.num_pixel_samples if "pixels" in name else args.num_samples
-        how = {"preset": args.preset, "classifier": args.classifier, "n": count, "reserve": RESERVE, **DRAWN}
+        how = {"classifier": args.classifier, "n": count, **DRAWN}
+        if name.startswith("ours"):
+            how |= {"preset": load_preset(args.preset if name == "ours" else "mnist-ddpm"), "reserve": RESERVE}
         if key in rows and rows[key]["how"] == how:
             pass
         elif name.startswith("ours"):
