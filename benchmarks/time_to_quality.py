@@ -6,8 +6,8 @@
 
 `ours` trains both stages by one command (`train_ldm.py --preset mnist-fast`); the time is the command's, from its
 start to its end, everything inside. `ours, pixels` is `train_ddpm.py --preset mnist-ddpm`. `plain pixels` and `plain
-latents` are loops by diffusers alone (`peers.py`). Ours draw as the saved pipeline does unless told otherwise, in 20
-steps of DDIM, the loops in 20 of DPM-Solver++; all of them the labels of the test digits, since a distance also tells
+latents` are loops by diffusers alone (`peers.py`). Ours draw as the saved pipeline does unless told otherwise, both
+in 20 steps of DDIM, the loops in 20 of DPM-Solver++; all of them the labels of the test digits, since a distance also tells
 other frequencies of labels. Pixel models draw slowly, so fewer of their samples are judged. Every row's samples are
 judged by the same classifier: label accuracy, Fréchet distance, coverage, copies; beside them the floors, real
 held-out digits and their reconstructions by the row's own autoencoder. Rows that are in OUTPUT.json already are kept,
@@ -129,7 +129,11 @@ def main():
         count = args.num_pixel_samples if "pixels" in name else args.num_samples
         how = {"classifier": args.classifier, "n": count, **DRAWN}
         if name.startswith("ours"):
-            how |= {"preset": load_preset(args.preset if name == "ours" else "mnist-ddpm"), "reserve": RESERVE}
+            how |= {
+                "preset": load_preset(args.preset if name == "ours" else "mnist-ddpm"),
+                "reserve": RESERVE,
+                "first_stage": FIRST_STAGE,
+            }
         if key in rows and rows[key]["how"] == how:
             pass
         elif name.startswith("ours"):

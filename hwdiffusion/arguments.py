@@ -242,11 +242,12 @@ class DiffusionArguments(UNetArguments):
     )
     snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
-    guidance_unet_at: Optional[float] = field(
-        default=None,
+    guidance_unet_at: float = field(
+        default=0.0,
         metadata={
-            "help": "Autoguidance: the averaged weights after this part of the run, such as 0.06, are saved along as "
-            "guidance_unet, away from which guidance_scale leads then; better with --label_dropout 0."
+            "help": "Autoguidance: the weights (averaged with --use_ema) after this part of the run, such as 0.06, "
+            "are saved along as guidance_unet, away from which guidance_scale leads then; better with "
+            "--label_dropout 0. 0: none."
         },
     )
     num_inference_steps: int = field(default=50, metadata={"help": "Recommended by the saved pipeline."})

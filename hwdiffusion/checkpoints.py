@@ -14,6 +14,7 @@ from hwdiffusion import InputError
 
 CHECKPOINT = "checkpoint-"
 STATE_FILE = "training_state.pt"
+COMPONENTS = ("unet", "guidance_unet", "vqvae", "scheduler", "generator")  # folders of a run's pipeline
 CHECKSUMS = "checksums.json"
 
 
@@ -88,10 +89,7 @@ def clear_unfinished(folder: Path):
         f"{CHECKPOINT}*.part",
         "best.part",
         "artefact.part",
-        "unet.old",
-        "vqvae.old",
-        "scheduler.old",
-        "generator.old",
+        *(f"{name}.old" for name in COMPONENTS),
     ):
         for path in folder.glob(pattern):
             shutil.rmtree(path)

@@ -579,8 +579,13 @@ def _validate(args: TrainingArguments):
         require(args.snr_gamma is None or args.snr_gamma > 0, "snr_gamma", "positive")
         require(args.guidance_scale >= 1, "guidance_scale", "at least 1")
         at = args.guidance_unet_at
-        require(at is None or 0 < at < 1, "guidance_unet_at", "more than 0 and less than 1")
-        if args.guidance_scale > 1 and args.label_dropout == 0 and at is None:
+        require(0 <= at < 1, "guidance_unet_at", "at least 0 and less than 1")
+        if at > 0 and args.single_label_dropout > 0:
+            raise InputError(
+                f"--single_label_dropout {args.single_label_dropout} is for guidance by the labels, but "
+                f"--guidance_unet_at {at:g} asks for guidance by early weights; leave out one of them"
+            )
+        if args.guidance_scale > 1 and args.label_dropout == 0 and at == 0:
             raise InputError(
                 f"--guidance_scale {args.guidance_scale} needs a model trained with label dropout, but "
                 "--label_dropout is 0; give --guidance_scale 1, a --label_dropout such as 0.1 or a --guidance_unet_at "

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
 from hwdiffusion import InputError, RunError
-from hwdiffusion.checkpoints import write_file
+from hwdiffusion.checkpoints import COMPONENTS, write_file
 from hwdiffusion.config import REPOSITORY
 from hwdiffusion.model_card import (
     CARD_FILE,
@@ -36,7 +36,7 @@ PATTERNS = (
     "config.json",
     "model*.safetensors*",
     "diffusion_pytorch_model*.safetensors*",
-    *(f"{name}/*" for name in ("unet", "scheduler", "vqvae", "classifier", "guidance_unet", "generator")),
+    *(f"{name}/*" for name in (*COMPONENTS, "classifier")),
 )
 
 

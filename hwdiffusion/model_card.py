@@ -144,10 +144,9 @@ def _said_of_a_diffusion(pipeline: ClassConditionalPipeline) -> dict:
     config, limits, guidance = pipeline.config, [], "guidance"
     if pipeline.guidance_unet is not None:
         guidance = "autoguidance"
-    if pipeline.id2label and not config.has_null_label:
+        limits = ["`guidance_scale` leads away from its `guidance_unet`, not from the null label."]
+    elif pipeline.id2label and not config.has_null_label:
         limits = ["It was trained without label dropout, so classifier-free guidance is refused."]
-        if pipeline.guidance_unet is not None:
-            limits = ["It was trained without label dropout, so it is guided by its `guidance_unet` alone."]
     return {
         "kind": "diffusion model",
         "space": "pixels" if pipeline.vqvae is None else f"the latent space of its {type(pipeline.vqvae).__name__}",

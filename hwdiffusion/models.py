@@ -404,7 +404,7 @@ def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditional
         prediction_type=prediction_type_of(noise_scheduler),
         has_null_label=labelled and args.label_dropout > 0,
         max_labels=data.max_labels if labelled else 1,
-        default_guidance_scale=args.guidance_scale if labelled or args.guidance_unet_at is not None else 1.0,
+        default_guidance_scale=args.guidance_scale if labelled or args.guidance_unet_at > 0 else 1.0,
         default_num_inference_steps=args.num_inference_steps,
     )
 

@@ -14,14 +14,15 @@ from filelock import FileLock, Timeout
 from huggingface_hub import get_token
 
 from hwdiffusion import InputError
-from hwdiffusion.arguments import SCRIPTS, VQGANArguments
-from hwdiffusion.checkpoints import CHECKPOINT, STATE_FILE, checkpoint_to_resume, clear_unfinished
+from hwdiffusion.arguments import SCRIPTS, DiffusionArguments, VQGANArguments
+from hwdiffusion.autoguidance import check_continues
+from hwdiffusion.checkpoints import CHECKPOINT, COMPONENTS, STATE_FILE, checkpoint_to_resume, clear_unfinished
 from hwdiffusion.config import LENGTHS, Config
 
 
 RUN_FILES = ("config.yaml", "training.json", "metrics.jsonl", "loss.png", "samples.png", "samples", "hwdiffusion",
              "README.md", f"{CHECKPOINT}*", "best", "best.*", "artefact.part", "latents.safetensors*", "first-stage",
-             "model_index.json", "pipeline_*.py", "unet", "guidance_unet", "vqvae", "scheduler", "generator",
+             "model_index.json", "pipeline_*.py", *COMPONENTS,
              "config.json", "diffusion_pytorch_model*", "model*.safetensors*", "evaluation", "evaluation.json",
              "evaluation-*", "sweep", "classifier-*")  # fmt: skip
 LOCK_FILE = ".lock"
@@ -67,6 +68,8 @@ def check_run(config: Config):
                 f"{checkpoint} has done more than --max_train_steps {args.max_train_steps}; name another "
                 "--output_dir, or an earlier checkpoint by --resume_from_checkpoint"
             )
+        if isinstance(args, DiffusionArguments):
+            check_continues(checkpoint, state["states"], args.guidance_unet_at)
     if folder.is_dir() and any(path.name != LOCK_FILE and path.suffix != ".part" for path in folder.iterdir()):
         _check_same_run(folder, config, state)
     processes.wait_for_everyone()  # all have looked before one of them writes
@@ -120,6 +123,8 @@ def _what_depends_on_the_end(config: Config, state: dict | None) -> str | None:
         return f"its {args.lr_scheduler} learning-rate schedule spans the whole run"
     if isinstance(args, VQGANArguments) and (args.discriminator_weight or args.codebook_restart_steps):
         return "--discriminator_start and --codebook_restart_until are parts of the whole run"
+    if isinstance(args, DiffusionArguments) and args.guidance_unet_at > 0:
+        return "--guidance_unet_at is a part of the whole run"
     if args.max_train_seconds is not None:
         return "its steps are fitted to the time"
     lengths = [args.max_train_steps, None if state is None else state["max_steps"]]

@@ -78,7 +78,7 @@ class Samples:
             "seed": args.seed,
             "weights_sha256": digest or weights_digest(pipe),
         }
-        if getattr(pipe, "guidance_unet", None) is not None:
+        if getattr(pipe, "guidance_unet", None) is not None and self.options["guidance_scale"] != 1:
             self.settings["autoguidance"] = True
         if args.guide is not None:
             self.settings["guide"] = {"model": Path(args.guide).name, "weights_sha256": digest_of([pipe.classifier])}

@@ -155,7 +155,7 @@ class Trainer:
         return trained.model
 
     def add_state(self, name: str, module: torch.nn.Module):
-        """Register a module without optimizer whose buffers belong into checkpoints: counts, of which each process has
+        """Register a module without optimizer whose state belongs into checkpoints: counts, of which each process has
         its own, or, if its attribute `alike` names them, what is the same on all processes."""
         self._states[name] = module.to(self.device)
 
@@ -642,8 +642,6 @@ class Trainer:
                     raise InputError(f"{state['of']} is of another model than this run's {name}: {reason}") from error
             for name, module in self._states.items():
                 alike, first = self._alike(name), self.is_main_process  # which carries sums over processes on
-                if name not in state["states"]:
-                    raise InputError(f"{state['of']} was made without {name}, which this run's settings ask for")
                 saved = state["states"][name].items()
                 module.load_state_dict({key: tensor * (first or key in alike) for key, tensor in saved})
             if self.accelerator.scaler is not None and state["scaler"] is not None:

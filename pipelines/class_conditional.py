@@ -554,7 +554,8 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         id2label (`dict[int, str]`, *optional*): the name of each label id.
         prediction_type (`str`): what the UNet was trained to predict: `epsilon`, `sample`, `v_prediction` or
             `flow_prediction` (noise - sample).
-        has_null_label (`bool`): whether labels were dropped in training, which guidance and `labels=None` need.
+        has_null_label (`bool`): whether labels were dropped in training, which `labels=None` and
+            classifier-free guidance need.
         max_labels (`int`): T, the most labels that a picture has.
         default_guidance_scale (`float`): what `guidance_scale=None` means.
         default_num_inference_steps (`int`): what `num_inference_steps=None` means.

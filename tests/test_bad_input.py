@@ -216,9 +216,11 @@ def test_labels_that_the_pictures_do_not_have(script, fails, folder, tmp_path):
 def test_guidance_without_label_dropout(script, fails):
     said = fails(script, "--label_dropout", "0")
     assert "--guidance_scale 1.5 needs a model trained with label dropout" in said
-    for part in ("0", "1", "nan"):
+    for part in ("-0.1", "1", "nan"):
         said = fails(script, "--guidance_unet_at", part)
-        assert "--guidance_unet_at must be more than 0 and less than 1" in said
+        assert "--guidance_unet_at must be at least 0 and less than 1" in said
+    said = fails(script, "--guidance_unet_at", "0.1", "--single_label_dropout", "0.1")
+    assert "leave out one of them" in said
 
 
 @every_script

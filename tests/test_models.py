@@ -129,7 +129,7 @@ def test_the_saved_scheduler_has_the_noise_it_was_trained_with(prediction_type):
 
 
 def diffusion_arguments(**given) -> SimpleNamespace:
-    return SimpleNamespace(**{"num_inference_steps": 7, "guidance_unet_at": None, **given})
+    return SimpleNamespace(**{"num_inference_steps": 7, "guidance_unet_at": 0.0, **given})
 
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}

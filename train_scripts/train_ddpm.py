@@ -69,7 +69,7 @@ def denoising_loss(noise_scheduler, unet_config, args, step_size: int):
     return loss_of
 
 
-def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidance_unet_at: float | None = None):
+def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidance_unet_at: float = 0.0):
     """The loop that trains a pipeline's UNet, on pixels and on latents alike.
 
     Args:
@@ -79,9 +79,10 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidan
         data: the pictures, for the names of their labels.
         judge: measures the pipeline as it is trained, if it is not `None`.
         loss_of: a function of the UNet, clean samples, labels and draws, to a scalar.
-        guidance_unet_at: the part of the run after which the averaged weights become the pipeline's `guidance_unet`.
+        guidance_unet_at: the part of the run after which the averaged weights become the pipeline's `guidance_unet`;
+            0: never.
     """
-    from hwdiffusion.autoguidance import EarlierSelf
+    from hwdiffusion.autoguidance import STATE, EarlierSelf
     from hwdiffusion.figures import sample_grid
     from hwdiffusion.hub import finish
     from hwdiffusion.label_sets import sets_to_draw
@@ -94,10 +95,10 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidan
         trainer.print(f"the UNet takes no labels: the {len(data.id2label)} classes are not used")
     if args.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    earlier_self = None
-    if guidance_unet_at is not None:
-        earlier_self = EarlierSelf(pipeline)
-        trainer.add_state("guidance_unet", earlier_self)
+    earlier_self = EarlierSelf(pipeline, guidance_unet_at) if guidance_unet_at > 0 else None
+    if earlier_self is not None:
+        trainer.add_state(STATE, earlier_self)
+        trainer.accelerator.prepare_model(earlier_self.unet, evaluation_mode=True)  # draws in the UNet's precision
     unet = trainer.add_model("unet", pipeline.unet, args.learning_rate)
 
     evaluation = None
@@ -109,8 +110,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidan
         return sample_grid(pipeline, args.seed, sets)
 
     for batch in trainer.batches(dataset, pipeline.save_pretrained, preview, evaluation):
-        due = earlier_self is not None and not earlier_self.taken
-        if due and batch.step >= trainer.step_at(guidance_unet_at):
+        if earlier_self is not None and earlier_self.is_due(trainer):
             with trainer.averaged_weights():
                 earlier_self.take()
         stored, labels = batch.data
