@@ -6,10 +6,10 @@
 
 `ours` trains both stages by one command (`train_ldm.py --preset mnist-fast`); the time is the command's, from its
 start to its end, everything inside. `ours, pixels` is `train_ddpm.py --preset mnist-ddpm`. `plain pixels` and `plain
-latents` are loops by diffusers alone (`peers.py`). Ours draw as the saved pipeline does unless told otherwise, both
-in 20 steps of DDIM, the loops in 20 of DPM-Solver++; all of them the labels of the test digits, since a distance also tells
-other frequencies of labels. Pixel models draw slowly, so fewer of their samples are judged. Every row's samples are
-judged by the same classifier: label accuracy, Fréchet distance, coverage, copies; beside them the floors, real
+latents` are loops by diffusers alone (`peers.py`). Ours draw as the saved pipeline does unless told otherwise, both in
+20 steps of DDIM, the loops in 20 of DPM-Solver++; all of them the labels of the test digits, since a distance also
+tells other frequencies of labels. Pixel models draw slowly, so fewer of their samples are judged. Every row's samples
+are judged by the same classifier: label accuracy, Fréchet distance, coverage, copies; beside them the floors, real
 held-out digits and their reconstructions by the row's own autoencoder. Rows that are in OUTPUT.json already are kept,
 if they were made in the same way. The table is `OUTPUT.md`.
 """
