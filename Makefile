@@ -36,7 +36,7 @@ bench: install
 	for budget in 180 120; do $(BIN)/python benchmarks/time_to_quality.py --budget $$budget --rows ours --train_data_dir "$(MNIST)" \
 		--classifier $(JUDGE) --output $(BENCH)/time-to-quality || exit 1; done
 	$(BIN)/python train_scripts/train_distill.py --teacher $(BENCH)/time-to-quality/ours-600s --train_data_dir "$(MNIST)" \
-		--max_train_seconds 300 --output_dir $(BENCH)/student
+		--num_ddim_timesteps 10 --max_train_seconds 300 --output_dir $(BENCH)/student
 	$(BIN)/python train_scripts/train_wgan.py --preset mnist-wgan --train_data_dir "$(MNIST)" \
 		--max_train_seconds 555 --output_dir $(BENCH)/mnist-wgan
 	$(BIN)/hwdiffusion compare $(BENCH)/time-to-quality/ours-600s $(BENCH)/time-to-quality/ours-pixels-600s \
