@@ -180,7 +180,7 @@ def columns(report: dict) -> dict[str, str]:
             labels["accuracy"], *labels["accuracy_95"], real["accuracy"]
         ),
         "worst class": f"{labels['worst_class']:.3f}",
-        "Fréchet distance, real": "{:.2f}, {:.2f}".format(
+        "Fréchet distance, real": "{:.3f}, {:.3f}".format(
             *(side["distances"]["frechet_distance"] for side in (report, floor))
         ),
         "coverage, real": "{:.3f}, {:.3f}".format(*(side["manifold"]["coverage"] for side in (report, floor))),

@@ -67,6 +67,7 @@ class DataArguments:
 
 
 PRECISIONS = ("auto", "no", "fp16", "bf16")
+COMPILATIONS = ("no", "regional", "full")
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -219,6 +220,13 @@ class UNetArguments(JudgedArguments):
 
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Compute the UNet's activations again in place of keeping them: less memory."}
+    )
+    torch_compile: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "Compile the UNet's training by torch.compile: no, regional (each of its repeated blocks by "
+            "itself, which takes less time) or full. Default: what `accelerate launch` was told, or no."
+        },
     )
 
 

@@ -7,7 +7,16 @@ import argparse
 from collections.abc import Callable
 
 from hwdiffusion import InputError
-from hwdiffusion.arguments import DRAWINGS, EVALUATIONS, LR_SCHEDULERS, METRICS, PRECISIONS, SAMPLERS, SCRIPTS
+from hwdiffusion.arguments import (
+    COMPILATIONS,
+    DRAWINGS,
+    EVALUATIONS,
+    LR_SCHEDULERS,
+    METRICS,
+    PRECISIONS,
+    SAMPLERS,
+    SCRIPTS,
+)
 
 
 SHELLS = ("bash", "zsh")
@@ -19,6 +28,7 @@ _CHOICES = {
     "metrics": METRICS,
     "lr_scheduler": LR_SCHEDULERS,
     "mixed_precision": PRECISIONS,
+    "torch_compile": COMPILATIONS,
 }
 
 

@@ -24,6 +24,7 @@ import yaml
 from hwdiffusion import InputError
 from hwdiffusion.arguments import (
     CHUNK,
+    COMPILATIONS,
     DRAWINGS,
     EVALUATIONS,
     EXAMPLES,
@@ -61,7 +62,7 @@ REPOSITORY = r"[\w\-.]{1,96}/[\w\-.]{1,96}"  # USER/NAME on the Hub
 _NOT_IN_RESULT = {"report_to", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "sample_steps",
                   "sample_epochs", "image_memory_gb", "dataloader_num_workers", "evaluation_steps",
                   "evaluation_samples", "evaluation_classifier", "best_metric", "gradient_checkpointing",
-                  "data_license"}  # fmt: skip
+                  "torch_compile", "data_license"}  # fmt: skip
 _SECTIONS_OF = {
     "train_vqgan": ["vqvae"],
     "train_ddpm": ["unet", "noise_scheduler"],
@@ -554,6 +555,7 @@ def _validate(args: TrainingArguments):
         raise InputError("give either --train_data_dir or --dataset_name, not both")
     if isinstance(args, UNetArguments):
         require(args.num_inference_steps >= 1, "num_inference_steps", "at least 1")
+        require(args.torch_compile in COMPILATIONS, "torch_compile", f"one of {', '.join(COMPILATIONS)}")
     if isinstance(args, JudgedArguments):
         require(args.evaluation_steps is None or args.evaluation_steps >= 1, "evaluation_steps", "at least 1")
         if args.evaluation_steps is not None and args.evaluation_classifier is None:
@@ -633,6 +635,11 @@ def _parse(script: str, argv: list[str]) -> TrainingArguments:
         from hwdiffusion.precision import precision_here  # imports torch
 
         args.mixed_precision = precision_here()  # so that a run's configuration tells which
+    if isinstance(args, UNetArguments) and args.torch_compile is None:
+        args.torch_compile = "no"
+        if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper() != "NO":
+            regional = os.environ.get("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "False") == "True"
+            args.torch_compile = "regional" if regional else "full"
     return args
 
 
@@ -696,7 +703,7 @@ def _as_argv(flags: dict, preset: str) -> list[str]:
             continue
         if isinstance(value, dict):
             raise InputError(f"flag {key!r} of preset {preset} must be a value, not a mapping")
-        if key == "mixed_precision" and value is False:
+        if key in ("mixed_precision", "torch_compile") and value is False:
             value = "no"  # which YAML takes for a boolean
         values = value if isinstance(value, list) else [value]
         argv += [f"--{key}", *(str(item) for item in values)]

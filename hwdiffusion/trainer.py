@@ -39,6 +39,7 @@ from hwdiffusion.checkpoints import (
     write_folder,
     write_into,
 )
+from hwdiffusion.compilation import compile_in_place, eager
 from hwdiffusion.config import Config
 from hwdiffusion.failures import sentence_of
 from hwdiffusion.host import prepare_host
@@ -97,6 +98,7 @@ class Trainer:
             log_with=self.args.report_to,
             project_dir=str(self.output_dir),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            dynamo_backend="no",  # else it would compile every model, and those that no compiler can follow
         )
         self.device = self.accelerator.device
         prepare_host(self.device)
@@ -117,6 +119,7 @@ class Trainer:
             epochs = self.args.num_train_epochs
             self.max_steps = self.args.max_train_steps or -(-epoch_size * epochs // self.step_size)
         self._models: dict[str, TrainedModel] = {}
+        self._compiled = False
         self._states: dict[str, torch.nn.Module] = {}
         self._log = TrainingLog(self.accelerator, self.output_dir, self.step_size, self._stop_at_what_is_not_finite)
         self._order: BatchOrder | None = None
@@ -141,17 +144,20 @@ class Trainer:
         ema: bool = True,
         starts_at: float = 0.0,
         every: int = 1,
+        torch_compile: str = "no",
     ) -> torch.nn.Module:
         """Register a model for training by AdamW; the wrapped model is returned.
 
         With `ema` an average of its weights is kept, if the run wants one, and is what `save` and `preview` see.
         `starts_at` is the part of the run after which its training starts; its learning-rate schedule spans the rest.
         With `every` it is trained at every so many steps only, which are those that its schedule counts.
+        `torch_compile` says what of its training steps is compiled ([`compile_in_place`]).
         """
         model.to(self.device).train()
         ema = ema and self.args.use_ema
         trained = TrainedModel(self.accelerator, model, learning_rate, self.args, ema, starts_at, every)
         self._models[name] = trained
+        self._compiled |= compile_in_place(trained.stock, torch_compile, self.device)
         return trained.model
 
     def add_state(self, name: str, module: torch.nn.Module):
@@ -175,7 +181,7 @@ class Trainer:
         for trained in self._models.values():
             trained.show_average()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), eager(self._compiled):
                 yield
         finally:
             for trained in self._models.values():

@@ -642,7 +642,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
             **options: those of `torch.compile`, such as `mode="max-autotune"`.
         """
         on_cpu = self._execution_device.type == "cpu" and options.get("backend", "inductor") == "inductor"
-        if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        if on_cpu and not has_cpp_compiler():
             logger.warning("Nothing is compiled: that needs a C++ compiler on a CPU, such as g++, and there is none.")
             return
         for unet in (self.unet, self.guidance_unet):
@@ -1603,6 +1603,11 @@ def noise_schedule(scheduler_config: Any, prediction_type: str) -> dict:
         schedule.pop("beta_end")
     schedule["rescale_betas_zero_snr"] = bool(schedule.get("rescale_betas_zero_snr"))
     return schedule if prediction_type != "flow_prediction" else {**schedule, "flow": True}
+
+
+def has_cpp_compiler() -> bool:
+    """Whether there is the C++ compiler that `torch.compile` needs on a CPU."""
+    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")))
 
 
 def _stock_scheduler(scheduler):

@@ -29,7 +29,8 @@ OF_THE_BENCHMARKS = ROOT / "benchmarks" / "README.md"  # its commands take hours
 CHECKED = {**BLOCKS, OF_THE_BENCHMARKS: blocks_of(OF_THE_BENCHMARKS.read_text(), "benchmarks/README.md")}
 FILES = {block.file: block.code for blocks in BLOCKS.values() for block in blocks if block.file is not None}
 # flags that the pages speak of and that are others'
-OF_OTHERS = {"--help", "--debug", "--json", "--private", "--space", "--vae", "--steps", "--num_processes", "--cpu"}
+OF_OTHERS = {"--help", "--debug", "--json", "--private", "--space", "--vae", "--steps", "--num_processes", "--cpu",
+             "--dynamo_backend", "--dynamo_use_regional_compilation"}  # fmt: skip
 
 
 def prose(text: str) -> str:

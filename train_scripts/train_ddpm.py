@@ -99,7 +99,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidan
     if earlier_self is not None:
         trainer.add_state(STATE, earlier_self)
         trainer.accelerator.prepare_model(earlier_self.unet, evaluation_mode=True)  # draws in the UNet's precision
-    unet = trainer.add_model("unet", pipeline.unet, args.learning_rate)
+    unet = trainer.add_model("unet", pipeline.unet, args.learning_rate, torch_compile=args.torch_compile)
 
     evaluation = None
     if judge is not None:
