@@ -36,17 +36,17 @@ bench: install
 	for budget in 180 120; do $(BIN)/python benchmarks/time_to_quality.py --budget $$budget --rows ours --train_data_dir "$(MNIST)" \
 		--classifier $(JUDGE) --output $(BENCH)/time-to-quality || exit 1; done
 	$(BIN)/python train_scripts/train_distill.py --teacher $(BENCH)/time-to-quality/ours-600s --train_data_dir "$(MNIST)" \
-		--num_ddim_timesteps 10 --max_train_seconds 300 --output_dir $(BENCH)/student
+		--mixed_precision auto --max_train_seconds 300 --output_dir $(BENCH)/student
 	$(BIN)/python train_scripts/train_wgan.py --preset mnist-wgan --train_data_dir "$(MNIST)" \
 		--max_train_seconds 555 --output_dir $(BENCH)/mnist-wgan
 	$(BIN)/hwdiffusion compare $(BENCH)/time-to-quality/ours-600s $(BENCH)/time-to-quality/ours-pixels-600s \
 		$(BENCH)/mnist-wgan --classifier $(JUDGE) --num_samples 1000 --label_frequencies held_out --output_dir $(BENCH)/compare
-	for precision in float32 bfloat16; do $(BIN)/python benchmarks/sampling_speed.py --torch_dtype $$precision \
-		--pixel $(BENCH)/time-to-quality/ours-pixels-600s --latent $(BENCH)/time-to-quality/ours-600s \
-		--student $(BENCH)/student --classifier $(JUDGE) --output $(BENCH)/sampling-speed-$$precision || exit 1; done
-	for precision in no bf16; do for preset in mnist-fast mnist-ddpm; do \
-		$(BIN)/python benchmarks/step_speed.py $$preset --train_data_dir "$(MNIST)" --mixed_precision $$precision \
-		--output $(BENCH)/step-speed-$$preset-$$precision || exit 1; done; done
+	$(BIN)/python benchmarks/sampling_speed.py --pixel $(BENCH)/time-to-quality/ours-pixels-600s \
+		--latent $(BENCH)/time-to-quality/ours-600s --student $(BENCH)/student --classifier $(JUDGE) \
+		--torch_dtype float32 bfloat16 --output $(BENCH)/sampling-speed
+	for precision in no bf16; do for of in train_ldm:mnist-fast train_ddpm:mnist-ddpm; do \
+		$(BIN)/python benchmarks/step_speed.py $${of#*:} --script $${of%:*} --train_data_dir "$(MNIST)" \
+		--mixed_precision $$precision --output $(BENCH)/step-speed-$${of#*:}-$$precision || exit 1; done; done
 	$(BIN)/python benchmarks/scaling.py mnist-ddpm --train_data_dir "$(MNIST)" --output $(BENCH)/scaling
 
 style: install

@@ -6,9 +6,10 @@
 Two loops train the same UNet on the same pictures in batches of the same size: ours, and the loop of diffusers'
 examples (a DataLoader that decodes every picture again, for latents an encoder in the loop, default AdamW, `EMAModel`
 and the loss's value at every step). They take turns of `--steps` steps in one process, `--rounds` times; the ratio of
-their speeds is taken of each pair of turns. With `--mixed_precision bf16` both have it.
+their speeds is taken of each pair of turns. With `--mixed_precision bf16` both have it. The process is set up as our
+training sets it up, threads and kept memory (`host.py`), which does the plain loop good, too.
 
-Besides: the share of the machine's measured matrix rate that the UNet's multiplications reach, and where the time of
+Besides: the share of the device's measured matrix rate that the UNet's multiplications reach, and where the time of
 our step goes, by torch's profiler. The tables are `OUTPUT.md`, the figures `OUTPUT.json`.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -34,7 +36,9 @@ from hwdiffusion.config import parse
 from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
 from hwdiffusion.latents import cached_latents, latents_to_sample
 from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape
+from hwdiffusion.objectives import is_flow
 from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
+from hwdiffusion.run_folder import current_processes
 from hwdiffusion.train_scripts.train_ddpm import denoising_loss
 from hwdiffusion.trainer import Trainer
 
@@ -79,25 +83,29 @@ def ours(config, data, vqvae, folder: Path):
         yield
 
 
-def plain(config, data, vqvae):
+def plain(config, data, vqvae, device: torch.device):
     """The loop of diffusers' examples."""
     args = config.args
     noise_scheduler, unet = models(config, data, vqvae)
+    unet.to(device)
+    if vqvae is not None:
+        vqvae.to(device)
     num_classes = num_label_classes(unet.config)
     count = min(len(data.train), 20_000)
     loader = DataLoader(Encoded(*data.train[range(count)]), batch_size=args.train_batch_size, shuffle=True)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=50, num_training_steps=10_000)
     ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True)
-    precision = torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16")
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=args.mixed_precision == "bf16")
     while True:
         for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
             with precision:
                 if vqvae is not None:
                     with torch.no_grad():
                         images = vqvae.encode(images).latents * vqvae.config.scaling_factor
                 noise = torch.randn_like(images)
-                timesteps = torch.randint(0, 1000, (len(images),))
+                timesteps = torch.randint(0, 1000, (len(images),), device=device)
                 noisy = noise_scheduler.add_noise(images, noise, timesteps)
                 conditioning = unet_conditioning(unet.config, label_tokens(labels, num_classes))
                 output = unet(noisy, timesteps, **conditioning, return_dict=False)[0]
@@ -122,16 +130,23 @@ def models(config, data, vqvae):
 
 def turn(loop, steps: int) -> float:
     """The seconds of a step."""
+    synchronize()
     began = time.perf_counter()
     for _ in range(steps):
         next(loop)
+    synchronize()
     return (time.perf_counter() - began) / steps
 
 
-def matrix_rate(dtype: torch.dtype) -> float:
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Multiplications and additions a second of a large matrix product, the best of some."""
-    size = 1024
-    a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    size = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     measured = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads()).blocked_autorange(
         min_run_time=2
     )
@@ -140,7 +155,8 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 def flops_of_a_step(config, data, vqvae) -> int:
     """Of forward and backward of the UNet."""
-    noise_scheduler, unet = models(config, data, vqvae)
+    unet = models(config, data, vqvae)[1]
+    unet.set_attn_processor(AttnProcessor())  # by matrix products, which the counter knows
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     sample = torch.randn(config.args.train_batch_size, unet.config.in_channels, height, width)
@@ -155,6 +171,7 @@ def flops_of_a_step(config, data, vqvae) -> int:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset")
+    parser.add_argument("--script", default="train_ddpm", choices=["train_ddpm", "train_ldm"])
     parser.add_argument("--train_data_dir")
     parser.add_argument("--train_batch_size", type=int, default=64)
     parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
@@ -167,24 +184,28 @@ def main():
         flags = ["--train_batch_size", str(args.train_batch_size), "--mixed_precision", args.mixed_precision]
         flags += ["--max_train_steps", "1000000", "--checkpointing_steps", "1000000", "--output_dir", folder]
         flags += [] if args.train_data_dir is None else ["--train_data_dir", args.train_data_dir]
-        script = "train_ldm" if "ldm" in args.preset or args.preset in ("digits", "mnist-fast") else "train_ddpm"
-        config = parse(script, ["--preset", args.preset, *flags])
+        config = parse(args.script, ["--preset", args.preset, *flags])
         data, vqvae = load_data(config.args), None
-        if script == "train_ldm":  # its speed doesn't depend on what it has learned
+        if is_flow(build_noise_scheduler(config.sections["noise_scheduler"], latent=args.script == "train_ldm")):
+            parser.error(f"{args.preset} is a flow, and the plain loop adds noise and asks for v; give another preset")
+        if args.script == "train_ldm":  # its speed doesn't depend on what it has learned
             vqvae = build_vqvae(config.sections["vqvae"], image_channels(config.args), image_size(config.args)).eval()
             vqvae.requires_grad_(False)
-        loops = {"ours": ours(config, data, vqvae, Path(folder)), "plain": plain(config, data, vqvae)}
+        device = current_processes().device
+        loops = {"ours": ours(config, data, vqvae, Path(folder)), "plain": plain(config, data, vqvae, device)}
         for loop in loops.values():
             turn(loop, 3)  # warm-up
         seconds = {name: [] for name in loops}
         for _ in range(args.rounds):
             for name, loop in loops.items():
                 seconds[name].append(turn(loop, args.steps))
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with profile(
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * (device.type == "cuda"))]
+        ) as profiler:
             turn(loops["ours"], 3)
         loops["ours"].close()
     ratios = [slow / fast for slow, fast in zip(seconds["plain"], seconds["ours"])]
-    rate = matrix_rate(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32)
+    rate = matrix_rate(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32, device)
     done = flops_of_a_step(config, data, vqvae) / statistics.median(seconds["ours"])
     figures = {
         "preset": args.preset,
@@ -192,6 +213,7 @@ def main():
         "train_batch_size": args.train_batch_size,
         "images_per_second": {name: args.train_batch_size / statistics.median(of) for name, of in seconds.items()},
         "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+        "device": str(device),
         "matrix_rate_gflops": rate / 1e9,
         "share_of_matrix_rate": done / rate,
         "seconds": seconds,

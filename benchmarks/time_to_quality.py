@@ -9,12 +9,16 @@ start to its end, everything inside. `ours, pixels` is `train_ddpm.py --preset m
 latents` are loops by diffusers alone (`peers.py`). Ours draw as the saved pipeline does unless told otherwise, both in
 20 steps of DDIM, the loops in 20 of DPM-Solver++; all of them the labels of the test digits, since a distance also
 tells other frequencies of labels. Pixel models draw slowly, so fewer of their samples are judged. Every row's samples
-are judged by the same classifier: label accuracy, Fréchet distance, coverage, copies; beside them the floors, real
-held-out digits and their reconstructions by the row's own autoencoder. Rows that are in OUTPUT.json already are kept,
-if they were made in the same way. The table is `OUTPUT.md`.
+are judged by the same classifier: label accuracy, Fréchet distance, coverage, copies; beside them the floors, as many
+real held-out digits and their reconstructions by the row's own autoencoder. Distances are larger of fewer samples, so
+they compare at equal n alone. Rows that are in OUTPUT.json already are kept, if they were made in the same way. The
+table is `OUTPUT.md`.
+
+All rows are of a CPU; on a machine with a GPU, set ACCELERATE_USE_CPU=true.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,6 +27,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate.utils import parse_flag_from_env
 
 from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.config import load_preset
@@ -41,6 +46,7 @@ from hwdiffusion.train_scripts import train_classifier
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_STAGE = 0.22  # of the budget
 DRAWN = {"label_frequencies": "held_out"}
+BF16 = multiplies_bf16(torch.device("cpu"))
 RESERVE = 35  # seconds of a command that are no training: imports, reading, saving, the sample grid
 
 
@@ -71,7 +77,7 @@ def train_pixels(args, run: Path) -> float:
 
 def train_peer(args, which: str, output: Path) -> dict:
     flags = ["--budget", str(args.budget), "--train_data_dir", args.train_data_dir, "--output", str(output)]
-    flags += ["--bf16"] if multiplies_bf16(torch.device("cpu")) else []  # as ours, by `--mixed_precision auto`
+    flags += ["--bf16"] if BF16 else []  # as ours, by `--mixed_precision auto`
     count = args.num_samples if which == "latent" else args.num_pixel_samples
     peer = [str(ROOT / "benchmarks" / "peers.py"), which, *flags, "--num_samples", str(count)]
     return json.loads(timed(peer)[1].strip().splitlines()[-1])
@@ -117,6 +123,8 @@ def main():
     parser.add_argument("--rows", nargs="*", default=["ours", "ours, pixels", "plain latents", "plain pixels"])
     parser.add_argument("--output", type=Path, default=Path("time-to-quality"))
     args = parser.parse_args()
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        parser.error("the plain loops are of a CPU; set ACCELERATE_USE_CPU=true, so that ours are, too")
 
     load_extractor("classifier", args.classifier)  # what is wrong is said before anything is trained
     args.output.mkdir(parents=True, exist_ok=True)
@@ -127,8 +135,10 @@ def main():
         key = f"{name} ({args.budget:g} s)"
         folder = args.output / f"{name.replace(', ', '-').replace(' ', '-')}-{args.budget:g}s"
         count = args.num_pixel_samples if "pixels" in name else args.num_samples
-        how = {"classifier": args.classifier, "n": count, **DRAWN}
-        if name.startswith("ours"):
+        how = {"classifier": args.classifier, "n": count, "data": args.train_data_dir, "bf16": BF16, **DRAWN}
+        if name.startswith("plain"):
+            how["peers"] = hashlib.sha256((ROOT / "benchmarks" / "peers.py").read_bytes()).hexdigest()
+        else:
             how |= {
                 "preset": load_preset(args.preset if name == "ours" else "mnist-ddpm"),
                 "reserve": RESERVE,

@@ -638,7 +638,9 @@ def _parse(script: str, argv: list[str]) -> TrainingArguments:
     if isinstance(args, UNetArguments) and args.torch_compile is None:
         args.torch_compile = "no"
         if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper() != "NO":
-            regional = os.environ.get("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "False") == "True"
+            from accelerate.utils import parse_flag_from_env
+
+            regional = parse_flag_from_env("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION")
             args.torch_compile = "regional" if regional else "full"
     return args
 

@@ -14,9 +14,10 @@ from filelock import FileLock, Timeout
 from huggingface_hub import get_token
 
 from hwdiffusion import InputError
-from hwdiffusion.arguments import SCRIPTS, DiffusionArguments, VQGANArguments
+from hwdiffusion.arguments import SCRIPTS, DiffusionArguments, UNetArguments, VQGANArguments
 from hwdiffusion.autoguidance import check_continues
 from hwdiffusion.checkpoints import CHECKPOINT, COMPONENTS, STATE_FILE, checkpoint_to_resume, clear_unfinished
+from hwdiffusion.compilation import check_compilation
 from hwdiffusion.config import LENGTHS, Config
 
 
@@ -43,6 +44,8 @@ def check_run(config: Config):
         raise InputError("--mixed_precision fp16 needs a GPU; use no or bf16")
     if args.mixed_precision == "bf16" and not is_bf16_available():
         raise InputError("--mixed_precision bf16 is not supported by this device; use no or fp16")
+    if isinstance(args, UNetArguments):
+        check_compilation(args.torch_compile)
     trackers = sorted(tracker.value for tracker in get_available_trackers())
     if args.report_to is not None and args.report_to not in trackers:
         raise InputError(

@@ -2,9 +2,9 @@
 
 from hwdiffusion.pipelines.class_conditional import (
     ClassConditionalPipeline,
+    can_compile,
     classifier_inputs,
     encode_labels,
-    has_cpp_compiler,
     label_ids,
     label_tokens,
     latent_channels,
@@ -27,9 +27,9 @@ __all__ = [
     "ClassConditionalGANPipeline",
     "ClassConditionalPipeline",
     "ResidualGenerator",
+    "can_compile",
     "classifier_inputs",
     "encode_labels",
-    "has_cpp_compiler",
     "label_ids",
     "label_tokens",
     "latent_channels",

@@ -641,9 +641,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         Args:
             **options: those of `torch.compile`, such as `mode="max-autotune"`.
         """
-        on_cpu = self._execution_device.type == "cpu" and options.get("backend", "inductor") == "inductor"
-        if on_cpu and not has_cpp_compiler():
-            logger.warning("Nothing is compiled: that needs a C++ compiler on a CPU, such as g++, and there is none.")
+        if not can_compile(self._execution_device, options.get("backend", "inductor")):
             return
         for unet in (self.unet, self.guidance_unet):
             if unet is not None:
@@ -1605,9 +1603,14 @@ def noise_schedule(scheduler_config: Any, prediction_type: str) -> dict:
     return schedule if prediction_type != "flow_prediction" else {**schedule, "flow": True}
 
 
-def has_cpp_compiler() -> bool:
-    """Whether there is the C++ compiler that `torch.compile` needs on a CPU."""
-    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")))
+def can_compile(device: torch.device, backend: str | Callable) -> bool:
+    """Whether there is what `torch.compile` needs, on a CPU a C++ compiler; if not, a warning says so."""
+    if device.type != "cpu" or backend != "inductor":
+        return True
+    found = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")))
+    if not found:
+        logger.warning("Nothing is compiled: that needs a C++ compiler on a CPU, such as g++, and there is none.")
+    return found
 
 
 def _stock_scheduler(scheduler):

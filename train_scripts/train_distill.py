@@ -47,6 +47,9 @@ def train(config: Config) -> Path:
     for model in (teacher.unet, teacher.guidance_unet, teacher.vqvae):
         if model is not None:
             model.to(trainer.device).eval().requires_grad_(False)
+    for unet in (teacher.unet, teacher.guidance_unet):
+        if unet is not None:
+            trainer.accelerator.prepare_model(unet, evaluation_mode=True)  # in the run's precision, as the student is
     dataset, to_sample = data.train, pixels_to_sample(args.random_flip)
     if teacher.vqvae is not None:
         encoder = teacher.vqvae if args.streaming else None
