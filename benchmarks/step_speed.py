@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hwdiffusion.config import parse
 from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
+from hwdiffusion.host import choose_attention
 from hwdiffusion.latents import cached_latents, latents_to_sample
 from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape
 from hwdiffusion.objectives import is_flow
@@ -74,6 +75,7 @@ def ours(config, data, vqvae, folder: Path):
         dataset = cached_latents(vqvae, data.train, args.random_flip, folder / "latents.safetensors")
         to_sample = latents_to_sample(vqvae.config, args.random_flip)
     loss_of = denoising_loss(noise_scheduler, unet.config, args, trainer.step_size)
+    choose_attention(unet, args.mixed_precision, trainer.device)
     unet = trainer.add_model("unet", unet, args.learning_rate)
     for batch in trainer.batches(dataset, lambda folder: None):
         stored, labels = batch.data

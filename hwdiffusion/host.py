@@ -1,15 +1,17 @@
-"""What a process that computes on a CPU does about it: its threads, and its memory."""
+"""What a process that computes on a CPU does about it: its threads, its memory, its attention."""
 
 import ctypes
 import os
 import platform
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc takes, bytes
 LARGEST_INT = 2**31 - 1
+MOST_TOKENS = 64  # at which attention by matrix products is faster
 
 
 def prepare_host(device: torch.device):
@@ -43,3 +45,13 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     kept = mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD) == 1
     return mallopt(M_TRIM_THRESHOLD, LARGEST_INT) == 1 and kept
+
+
+def choose_attention(unet, mixed_precision: str, device: torch.device):
+    """Where a UNet trains on a CPU in bf16 on few tokens, let its attention multiply matrices: forward and backward of
+    64 sets of 16 tokens take 0.6 ms then, by torch's fused attention 2.0 ms; at 200 tokens it is the other way round,
+    and in float32 always."""
+    size = unet.config.sample_size
+    tokens = size * size if isinstance(size, int) else size[0] * size[1]  # of its finest level
+    if device.type == "cpu" and mixed_precision == "bf16" and tokens <= MOST_TOKENS:
+        unet.set_attn_processor(AttnProcessor())

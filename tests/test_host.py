@@ -1,10 +1,16 @@
-"""What a process on a CPU does about its threads and its memory."""
+"""What a process on a CPU does about its threads, its memory and its attention."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+from conftest import TINY_UNET
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+from hwdiffusion.host import choose_attention
+from hwdiffusion.models import build_unet
 
 
 PROGRAM = """
@@ -45,3 +51,18 @@ def test_freed_memory_is_used_again_without_asking_the_system_for_it():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_what_the_environment_says_of_malloc_is_left_alone():
     assert run("kept", MALLOC_ARENA_MAX="2")[0] == "False"
+
+
+@pytest.mark.parametrize(
+    "size, precision, device, expected",
+    [
+        (8, "bf16", "cpu", AttnProcessor),
+        (10, "bf16", "cpu", AttnProcessor2_0),
+        (8, "no", "cpu", AttnProcessor2_0),
+        (8, "bf16", "cuda", AttnProcessor2_0),
+    ],
+)
+def test_attention_is_that_which_trains_faster(size, precision, device, expected):
+    unet = build_unet(TINY_UNET, (1, size, size), 0)
+    choose_attention(unet, precision, torch.device(device))
+    assert {type(processor) for processor in unet.attn_processors.values()} == {expected}

@@ -84,6 +84,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidan
     """
     from hwdiffusion.autoguidance import STATE, EarlierSelf
     from hwdiffusion.figures import sample_grid
+    from hwdiffusion.host import choose_attention
     from hwdiffusion.hub import finish
     from hwdiffusion.label_sets import sets_to_draw
     from hwdiffusion.model_card import pipeline_card
@@ -99,6 +100,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidan
     if earlier_self is not None:
         trainer.add_state(STATE, earlier_self)
         trainer.accelerator.prepare_model(earlier_self.unet, evaluation_mode=True)  # draws in the UNet's precision
+    choose_attention(pipeline.unet, args.mixed_precision, trainer.device)
     unet = trainer.add_model("unet", pipeline.unet, args.learning_rate, torch_compile=args.torch_compile)
 
     evaluation = None
