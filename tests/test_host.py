@@ -3,11 +3,14 @@
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY_UNET
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch.overrides import TorchFunctionMode
 
 from hwdiffusion.host import choose_attention
 from hwdiffusion.models import build_unet
@@ -53,16 +56,30 @@ def test_what_the_environment_says_of_malloc_is_left_alone():
     assert run("kept", MALLOC_ARENA_MAX="2")[0] == "False"
 
 
-@pytest.mark.parametrize(
-    "size, precision, device, expected",
-    [
-        (8, "bf16", "cpu", AttnProcessor),
-        (10, "bf16", "cpu", AttnProcessor2_0),
-        (8, "no", "cpu", AttnProcessor2_0),
-        (8, "bf16", "cuda", AttnProcessor2_0),
-    ],
-)
-def test_attention_is_that_which_trains_faster(size, precision, device, expected):
-    unet = build_unet(TINY_UNET, (1, size, size), 0)
+@pytest.mark.parametrize("tokens, expected", [(16, torch.float32), (400, torch.bfloat16)])
+def test_attention_of_few_tokens_is_in_float32_where_a_cpu_trains_in_bf16(tokens, expected):
+    dtypes = []
+
+    class Noting(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is F.scaled_dot_product_attention:
+                dtypes.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    attention = Attention(8, heads=2, dim_head=4)
+    hidden = torch.randn(3, tokens, 8)
+    plain = attention(hidden)
+    unet = SimpleNamespace(set_attn_processor=attention.set_processor)
+    choose_attention(unet, "bf16", torch.device("cpu"))
+    assert torch.equal(attention(hidden), plain)  # without autocast it is the same
+    with torch.autocast("cpu", torch.bfloat16), Noting():
+        output = attention(hidden)
+    assert dtypes == [expected] and output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), plain, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("precision, device", [("no", "cpu"), ("bf16", "cuda"), ("fp16", "cuda")])
+def test_attention_is_left_alone_elsewhere(precision, device):
+    unet = build_unet(TINY_UNET, (1, 8, 8), 0)
     choose_attention(unet, precision, torch.device(device))
-    assert {type(processor) for processor in unet.attn_processors.values()} == {expected}
+    assert {type(processor) for processor in unet.attn_processors.values()} == {AttnProcessor2_0}
