@@ -5,9 +5,9 @@
 
 Two loops train the same UNet on the same pictures in batches of the same size: ours, and the loop of diffusers'
 examples (a DataLoader that decodes every picture again, for latents an encoder in the loop, default AdamW, `EMAModel`
-and the loss's value at every step). They take turns of `--steps` steps in one process, `--rounds` times; the ratio of
-their speeds is taken of each pair of turns. With `--mixed_precision bf16` both have it. The process is set up as our
-training sets it up, threads and kept memory (`host.py`), which does the plain loop good, too.
+and the loss's value at every step). Each has a process, since ours also sets up its process (`host.py`); they take
+turns of `--steps` steps, `--rounds` times, and the ratio of their speeds is taken of each pair of turns. With
+`--mixed_precision bf16` both have it.
 
 Besides: the share of the device's measured matrix rate that the UNet's multiplications reach, and where the time of
 our step goes, by torch's profiler. The tables are `OUTPUT.md`, the figures `OUTPUT.json`.
@@ -16,6 +16,7 @@ our step goes, by torch's profiler. The tables are `OUTPUT.md`, the figures `OUT
 import argparse
 import io
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -27,7 +28,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -170,6 +171,34 @@ def flops_of_a_step(config, data, vqvae) -> int:
     return counter.get_total_flops()
 
 
+def work(which: str, argv: list[str], folder: str, pipe):
+    """A process with one of the loops: it is sent numbers of steps, and answers with the seconds of a step; sent
+    `None`, with a profile of some steps, and ends."""
+    config, data, vqvae = prepare(argv)
+    if which == "ours":
+        loop = ours(config, data, vqvae, Path(folder))
+    else:
+        loop = plain(config, data, vqvae, current_processes().device)
+    turn(loop, 3)  # warm-up
+    pipe.send("ready")
+    while (steps := pipe.recv()) is not None:
+        pipe.send(turn(loop, steps))
+    with profile() as profiler:  # of the CPU, and of a GPU that is there
+        turn(loop, 3)
+    pipe.send(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=48))
+    loop.close()
+
+
+def prepare(argv: list[str]):
+    """The configuration of a script, its data, and for latents an autoencoder."""
+    config = parse(argv[0], argv[1:])
+    data, vqvae = load_data(config.args), None
+    if config.script == "train_ldm":  # its speed doesn't depend on what it has learned
+        vqvae = build_vqvae(config.sections["vqvae"], image_channels(config.args), image_size(config.args)).eval()
+        vqvae.requires_grad_(False)
+    return config, data, vqvae
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset")
@@ -182,31 +211,30 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("step-speed"))
     args = parser.parse_args()
 
+    argv = [args.script, "--preset", args.preset, "--train_batch_size", str(args.train_batch_size)]
+    argv += ["--mixed_precision", args.mixed_precision, "--max_train_steps", "1000000"]
+    argv += ["--checkpointing_steps", "1000000"]
+    argv += [] if args.train_data_dir is None else ["--train_data_dir", args.train_data_dir]
+    context, pipes, seconds = multiprocessing.get_context("spawn"), {}, {"ours": [], "plain": []}
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--train_batch_size", str(args.train_batch_size), "--mixed_precision", args.mixed_precision]
-        flags += ["--max_train_steps", "1000000", "--checkpointing_steps", "1000000", "--output_dir", folder]
-        flags += [] if args.train_data_dir is None else ["--train_data_dir", args.train_data_dir]
-        config = parse(args.script, ["--preset", args.preset, *flags])
-        data, vqvae = load_data(config.args), None
-        if is_flow(build_noise_scheduler(config.sections["noise_scheduler"], latent=args.script == "train_ldm")):
+        argv += ["--output_dir", folder]
+        config, data, vqvae = prepare(argv)
+        if is_flow(build_noise_scheduler(config.sections["noise_scheduler"], latent=vqvae is not None)):
             parser.error(f"{args.preset} is a flow, and the plain loop adds noise and asks for v; give another preset")
-        if args.script == "train_ldm":  # its speed doesn't depend on what it has learned
-            vqvae = build_vqvae(config.sections["vqvae"], image_channels(config.args), image_size(config.args)).eval()
-            vqvae.requires_grad_(False)
-        device = current_processes().device
-        loops = {"ours": ours(config, data, vqvae, Path(folder)), "plain": plain(config, data, vqvae, device)}
-        for loop in loops.values():
-            turn(loop, 3)  # warm-up
-        seconds = {name: [] for name in loops}
+        for which in seconds:
+            pipes[which], theirs = context.Pipe()
+            context.Process(target=work, args=(which, argv, folder, theirs), daemon=True).start()
+            pipes[which].recv()
         for _ in range(args.rounds):
-            for name, loop in loops.items():
-                seconds[name].append(turn(loop, args.steps))
-        with profile(
-            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * (device.type == "cuda"))]
-        ) as profiler:
-            turn(loops["ours"], 3)
-        loops["ours"].close()
+            for which, pipe in pipes.items():
+                pipe.send(args.steps)
+                seconds[which].append(pipe.recv())
+        for pipe in pipes.values():
+            pipe.send(None)
+        profiled = pipes["ours"].recv()
+        pipes["plain"].recv()
     ratios = [slow / fast for slow, fast in zip(seconds["plain"], seconds["ours"])]
+    device = current_processes().device
     rate = matrix_rate(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32, device)
     done = flops_of_a_step(config, data, vqvae) / statistics.median(seconds["ours"])
     figures = {
@@ -220,7 +248,6 @@ def main():
         "share_of_matrix_rate": done / rate,
         "seconds": seconds,
     }
-    profiled = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=48)
     ours_ips, plain_ips = figures["images_per_second"]["ours"], figures["images_per_second"]["plain"]
     lines = [
         "| preset | batch | precision | ours, img/s | plain loop, img/s | ratio (least–most) | of the matrix rate |",
