@@ -161,6 +161,13 @@ class VQGANArguments(TrainingArguments):
     )
     codebook_weight: float = field(default=1.0, metadata={"help": "Weight of codebook and commitment loss."})
     commitment_beta: float = field(default=0.25, metadata={"help": "Weight of the commitment within it."})
+    latent_init: Literal["white", "default"] = field(
+        default="default",
+        metadata={
+            "help": "`white`: the encoder's last layer starts so that its channels have unit variance and don't "
+            "correlate, since few of them may else stay on a line or plane, where all codes then lie."
+        },
+    )
     codebook_init: Literal["sampled", "kmeans"] = field(
         default="sampled", metadata={"help": "Codes start on encoder outputs, or on the centres of their clusters."}
     )

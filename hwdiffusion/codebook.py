@@ -17,6 +17,7 @@ from hwdiffusion.randomness import Draws
 
 
 FORGOTTEN = 1e-5  # a moving average of counts below this says nothing of where its code should be
+LEAST_VARIANCE = 1e-6  # of the largest: what varies less is noise of rounding
 ENTROPY_LATENTS = 1024  # of a batch, at most, whose distances to all codes the entropy is taken of
 
 
@@ -258,6 +259,25 @@ def advice(used: int, possible: int, args) -> str | None:
         cures.append("reward even use (--entropy_weight 0.1)")
     cures.append(f"or take fewer (--vqvae.num_vq_embeddings {max(2, 2 ** (used - 1).bit_length())})")
     return f"the validation pictures use {used} codes where they could use {possible}: {', '.join(cures)}"
+
+
+@torch.no_grad()
+def whiten(vqvae, latents: torch.Tensor):
+    """Change the last layer of an encoder so that its outputs, which are now `latents` `(B, C, h, w)`, have no mean,
+    unit variance and no correlation between channels.
+
+    A quantiser of few channels takes from an encoder whatever leads away from its codes. Where the outputs begin near
+    a line or a plane, and with random weights two channels often do, all codes lie there, and the other directions may
+    never be used.
+    """
+    vectors = _as_vectors(latents).double()
+    mean, spread = vectors.mean(dim=0), vectors.T.cov()
+    variances, directions = torch.linalg.eigh(torch.atleast_2d(spread))
+    scale = variances.clamp(min=float(variances.max()) * LEAST_VARIANCE).rsqrt()
+    whitening = directions @ torch.diag(scale) @ directions.T  # of all those that whiten, it turns least
+    layer = vqvae.quant_conv  # of kernel size 1
+    layer.weight.copy_(torch.einsum("ij,jkhw->ikhw", whitening, layer.weight.double()))
+    layer.bias.copy_(whitening @ (layer.bias.double() - mean))
 
 
 def _as_vectors(latents: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ def train(config: Config, data=None) -> Path:
     from accelerate.utils import set_seed
 
     from hwdiffusion import adversarial, figures
-    from hwdiffusion.codebook import Codebook, advice
+    from hwdiffusion.codebook import Codebook, advice, whiten
     from hwdiffusion.data import flip, image_channels, image_size, load_data, to_model_range
     from hwdiffusion.hub import finish
     from hwdiffusion.latents import centred, encode_batches, encode_together, how_many_tell
@@ -61,6 +61,8 @@ def train(config: Config, data=None) -> Path:
     _, height, width = latent_shape(vqvae, image_size(args))
     some = data.train.starting_pictures(max(256, -(-4 * codebook.size // (height * width))), args.seed)
     draws = Draws(args.seed, 0, torch.zeros(1, device=trainer.device))
+    if args.latent_init == "white":
+        whiten(vqvae, encode_together(vqvae, some))
     codebook.start(encode_together(vqvae, some), draws, args.codebook_init == "kmeans")
 
     vqvae = trainer.add_model("vqvae", vqvae, args.learning_rate)
