@@ -273,7 +273,7 @@ def whiten(vqvae, latents: torch.Tensor):
     vectors = _as_vectors(latents).double()
     mean, spread = vectors.mean(dim=0), vectors.T.cov()
     variances, directions = torch.linalg.eigh(torch.atleast_2d(spread))
-    scale = variances.clamp(min=float(variances.max()) * LEAST_VARIANCE).rsqrt()
+    scale = variances.clamp(min=max(float(variances.max()) * LEAST_VARIANCE, 1e-12)).rsqrt()
     whitening = directions @ torch.diag(scale) @ directions.T  # of all those that whiten, it turns least
     layer = vqvae.quant_conv  # of kernel size 1
     layer.weight.copy_(torch.einsum("ij,jkhw->ikhw", whitening, layer.weight.double()))

@@ -8,8 +8,9 @@ from diffusers import VQModel
 from sklearn.datasets import load_digits
 
 from hwdiffusion.arguments import VQGANArguments
-from hwdiffusion.codebook import Codebook, advice, perplexity_of, rotated
+from hwdiffusion.codebook import Codebook, advice, perplexity_of, rotated, whiten
 from hwdiffusion.randomness import Draws
+from hwdiffusion.train_scripts import train_vqgan
 
 
 def tiny_vqvae(codes: int = 32) -> VQModel:
@@ -484,3 +485,48 @@ def test_counts_are_part_of_a_checkpoint_and_codes_are_not():
     other = Codebook(tiny_vqvae())
     other.load_state_dict(codebook.state_dict())
     assert other.perplexity() == codebook.perplexity() > 1
+
+
+# -- white latents ----------------------------------------------------------------------------------------------------
+
+
+def test_white_latents_have_unit_variance_and_do_not_correlate_and_the_encoder_is_else_the_same():
+    vqvae, images = tiny_vqvae(), digits(200)
+    with torch.no_grad():  # two channels that nearly say the same
+        vqvae.quant_conv.weight[1] = 3 * vqvae.quant_conv.weight[0] + 0.01 * vqvae.quant_conv.weight[1]
+        before = vqvae.encode(images).latents
+        whiten(vqvae, before)
+        after = vectors_of(vqvae.encode(images).latents)
+    torch.testing.assert_close(after.mean(dim=0), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(after.T.cov(), torch.eye(3), atol=1e-2, rtol=0)
+    # what they say is what they said: an affine function leads back
+    vectors = vectors_of(before)
+    back = torch.linalg.lstsq(torch.cat([after, torch.ones(len(after), 1)], dim=1), vectors).solution
+    torch.testing.assert_close(torch.cat([after, torch.ones(len(after), 1)], dim=1) @ back, vectors, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("flat", [1, 3])
+def test_latents_without_any_variance_in_some_directions_stay_finite(flat):
+    vqvae, images = tiny_vqvae(), digits(50)
+    with torch.no_grad():
+        vqvae.quant_conv.weight[:flat] = 0
+        whiten(vqvae, vqvae.encode(images).latents)
+        assert vqvae.encode(images).latents.isfinite().all()
+
+
+def test_one_channel_is_whitened_too():
+    vqvae, images = VQModel(**{**tiny_vqvae().config, "latent_channels": 1, "vq_embed_dim": None}), digits(50)
+    with torch.no_grad():
+        whiten(vqvae, vqvae.encode(images).latents)
+        after = vqvae.encode(images).latents
+    torch.testing.assert_close(after.var(), torch.tensor(1.0), atol=1e-3, rtol=0)
+
+
+def test_a_run_with_white_latents_starts_its_codes_on_them(tmp_path, preset):
+    argv = ["--preset", preset, "--max_train_steps", "1", "--learning_rate", "1e-9", "--use_ema", "false"]
+    spreads = []
+    for init in ("default", "white"):
+        assert train_vqgan.main([*argv, "--latent_init", init, "--output_dir", str(tmp_path / init)]) == 0
+        codes = VQModel.from_pretrained(tmp_path / init).quantize.embedding.weight.detach()
+        spreads.append((codes.T.cov() - torch.eye(codes.shape[1])).abs().max())
+    assert spreads[1] < 0.4 < spreads[0]
