@@ -221,6 +221,8 @@ def main():
         config, data, vqvae = prepare(argv)
         if is_flow(build_noise_scheduler(config.sections["noise_scheduler"], latent=vqvae is not None)):
             parser.error(f"{args.preset} is a flow, and the plain loop adds noise and asks for v; give another preset")
+        device = current_processes().device  # alone on it, before the loops begin
+        rate = matrix_rate(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32, device)
         for which in seconds:
             pipes[which], theirs = context.Pipe()
             context.Process(target=work, args=(which, argv, folder, theirs), daemon=True).start()
@@ -229,13 +231,9 @@ def main():
             for which, pipe in pipes.items():
                 pipe.send(args.steps)
                 seconds[which].append(pipe.recv())
-        for pipe in pipes.values():
-            pipe.send(None)
+        pipes["ours"].send(None)
         profiled = pipes["ours"].recv()
-        pipes["plain"].recv()
     ratios = [slow / fast for slow, fast in zip(seconds["plain"], seconds["ours"])]
-    device = current_processes().device
-    rate = matrix_rate(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32, device)
     done = flops_of_a_step(config, data, vqvae) / statistics.median(seconds["ours"])
     figures = {
         "preset": args.preset,
