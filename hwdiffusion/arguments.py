@@ -68,6 +68,7 @@ class DataArguments:
 
 PRECISIONS = ("auto", "no", "fp16", "bf16")
 COMPILATIONS = ("no", "regional", "full")
+ALL_STEPS = [0.0, 1.0]  # the part of them that is guided: the first is at 0, the last at 1
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -225,6 +226,13 @@ class JudgedArguments(TrainingArguments):
 class UNetArguments(JudgedArguments):
     """What the scripts that train a UNet share."""
 
+    muon_learning_rate: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "Train the UNet's inner matrices and convolutions by Muon, with this as their highest learning "
+            "rate, and the rest by AdamW: more is learned of large batches. Default: AdamW for all."
+        },
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Compute the UNet's activations again in place of keeping them: less memory."}
     )
@@ -257,6 +265,10 @@ class DiffusionArguments(UNetArguments):
     )
     snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
     guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
+    guidance_interval: list[float] = field(
+        default_factory=ALL_STEPS.copy,
+        metadata={"help": "The part of the steps that is guided, so recommended: its start and stop, in 0 to 1."},
+    )
     guidance_unet_at: float = field(
         default=0.0,
         metadata={
@@ -356,6 +368,13 @@ class DistillationArguments(UNetArguments):
     teacher_guidance_scale: Optional[float] = field(
         default=None, metadata={"help": "The guidance that is distilled along. Default: what the teacher recommends."}
     )
+    teacher_guidance_interval: Optional[list[float]] = field(
+        default=None,
+        metadata={
+            "help": "The part of the way that is guided: its start and stop, in 0 to 1. Default: what the teacher "
+            "recommends."
+        },
+    )
     num_ddim_timesteps: int = field(
         default=10,
         metadata={
@@ -431,7 +450,9 @@ class EvaluationArguments:
     num_inference_steps: Optional[int] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     guidance_interval: Optional[list[float]] = field(
         default=None,
-        metadata={"help": "The part of the steps that is guided: its start and stop, in 0 to 1. Default: all."},
+        metadata={
+            "help": "The part of the steps that is guided: its start and stop, in 0 to 1. Default: the pipeline's own."
+        },
     )
     guide: Optional[str] = field(
         default=None,

@@ -56,6 +56,7 @@ from hwdiffusion.places import file_of, is_here
 MODEL_SECTIONS = ("vqvae", "unet", "noise_scheduler", "classifier", "generator", "critic")
 LENGTHS = ("max_train_steps", "num_train_epochs", "max_train_seconds")  # how long a run is: one of them says it
 
+A_PART = "two numbers, start and stop, with 0 <= start <= stop <= 1"  # of all steps
 REPOSITORY = r"[\w\-.]{1,96}/[\w\-.]{1,96}"  # USER/NAME on the Hub
 
 # What may differ between the runs of one folder without changing its result.
@@ -287,6 +288,10 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
     return config
 
 
+def _is_part(interval: list[float]) -> bool:
+    return len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1
+
+
 def _requirement(args):
     """A function that raises InputError, naming a flag and what is allowed, where a condition doesn't hold."""
 
@@ -337,10 +342,7 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     for scale in args.guidance_scale if isinstance(args.guidance_scale, list) else [args.guidance_scale]:
         require(scale is None or 0 <= scale < float("inf"), "guidance_scale", "at least 0")
-    interval = args.guidance_interval
-    allowed = "two numbers, start and stop, with 0 <= start <= stop <= 1"
-    within = interval is None or (len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1)
-    require(within, "guidance_interval", allowed)
+    require(args.guidance_interval is None or _is_part(args.guidance_interval), "guidance_interval", A_PART)
     if args.run is None and (args.guidance_interval is not None or args.torch_dtype != "float32"):
         raise InputError(
             "--guidance_interval and --torch_dtype are for samples of a run; with --images leave them out"
@@ -556,6 +558,10 @@ def _validate(args: TrainingArguments):
     if isinstance(args, UNetArguments):
         require(args.num_inference_steps >= 1, "num_inference_steps", "at least 1")
         require(args.torch_compile in COMPILATIONS, "torch_compile", f"one of {', '.join(COMPILATIONS)}")
+        muon = args.muon_learning_rate
+        require(muon is None or muon > 0, "muon_learning_rate", "positive")
+        if muon is not None and args.use_8bit_adam:
+            raise InputError("--muon_learning_rate has moments of its own, and --use_8bit_adam others; leave out one")
     if isinstance(args, JudgedArguments):
         require(args.evaluation_steps is None or args.evaluation_steps >= 1, "evaluation_steps", "at least 1")
         if args.evaluation_steps is not None and args.evaluation_classifier is None:
@@ -571,6 +577,8 @@ def _validate(args: TrainingArguments):
             raise InputError("--teacher needs a run folder or Hub id, the pipeline to distil")
         scale = args.teacher_guidance_scale
         require(scale is None or 1 <= scale < float("inf"), "teacher_guidance_scale", "at least 1")
+        interval = args.teacher_guidance_interval
+        require(interval is None or _is_part(interval), "teacher_guidance_interval", A_PART)
         require(2 <= args.num_ddim_timesteps <= 1000, "num_ddim_timesteps", "in 2 to 1000")
         require(
             args.num_inference_steps <= args.num_ddim_timesteps, "num_inference_steps", "--num_ddim_timesteps at most"
@@ -580,6 +588,7 @@ def _validate(args: TrainingArguments):
         require(0 <= args.single_label_dropout < 1, "single_label_dropout", "at least 0 and less than 1")
         require(args.snr_gamma is None or args.snr_gamma > 0, "snr_gamma", "positive")
         require(args.guidance_scale >= 1, "guidance_scale", "at least 1")
+        require(_is_part(args.guidance_interval), "guidance_interval", A_PART)
         at = args.guidance_unet_at
         require(0 <= at < 1, "guidance_unet_at", "at least 0 and less than 1")
         if at > 0 and args.single_label_dropout > 0:

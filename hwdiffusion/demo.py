@@ -136,7 +136,7 @@ class Exhibit:
         seed: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
-        interval: Sequence[float] = (0.0, 1.0),
+        interval: Sequence[float] | None = None,
         scheduler: str = OWN,
         truncation: float | None = None,
         image: Image.Image | None = None,
@@ -149,7 +149,7 @@ class Exhibit:
             choice: see [`~Exhibit.labels`].
             count: how many pictures, 1 to `MOST_PICTURES`.
             seed: of the first; the others have those after it.
-            steps, guidance, interval: of a diffusion model; by default its own, and all steps.
+            steps, guidance, interval: of a diffusion model; by default its own.
             scheduler: one of `schedulers`.
             truncation: of a GAN; none at `HIGHEST_TRUNCATION`, and by default.
             image, strength: what a diffusion model is to vary, and how far; a GAN leaves them.
@@ -175,6 +175,7 @@ class Exhibit:
             steps = bounded("the number of steps", steps, 1, self.most_steps, whole=True)
         if guidance is not None:
             guidance = bounded("guidance", guidance, 1, max(HIGHEST_GUIDANCE, self._default_guidance()))
+        interval = self.pipe.config.default_guidance_interval if interval is None else interval
         if scheduler not in self.schedulers:
             raise InputError(f"the scheduler must be one of {', '.join(self.schedulers)}, not {scheduler!r}")
         settings = {
@@ -412,8 +413,9 @@ def _own_controls(gr, exhibit: Exhibit) -> dict:
             default = exhibit.pipe.config.default_guidance_scale
             highest = max(HIGHEST_GUIDANCE, default)
             controls["guidance"] = gr.Slider(1, highest, value=default, step=0.1, label="guidance scale (none at 1)")
-            controls["start"] = gr.Slider(0, 1, value=0.0, step=0.05, label="guided from")
-            controls["stop"] = gr.Slider(0, 1, value=1.0, step=0.05, label="to this part")
+            start, stop = exhibit.pipe.config.default_guidance_interval
+            controls["start"] = gr.Slider(0, 1, value=start, step=0.05, label="guided from")
+            controls["stop"] = gr.Slider(0, 1, value=stop, step=0.05, label="to this part")
     return controls
 
 

@@ -107,12 +107,15 @@ def pseudo_huber(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def guided_prediction(teacher, sample, timesteps, tokens, guidance_scale: float) -> torch.Tensor:
+def guided_prediction(
+    teacher, sample, timesteps, tokens, guidance_scale: float, guidance_interval=(0.0, 1.0)
+) -> torch.Tensor:
     """What a pipeline's UNet says with classifier-free guidance, or with that by its `guidance_unet`; `(B, C, H, W)`.
 
     Args:
         sample, timesteps: `(B, C, H, W)` and `(B,)`.
         tokens: of labels, `(B, T, K)`; `None` for a UNet without labels.
+        guidance_interval: the part of the way from noise that is guided, start and stop, in [0, 1].
     """
 
     def of(unet, tokens):
@@ -123,4 +126,6 @@ def guided_prediction(teacher, sample, timesteps, tokens, guidance_scale: float)
         return cond
     by = (teacher.unet, torch.zeros_like(tokens)) if teacher.guidance_unet is None else (teacher.guidance_unet, tokens)
     weak = of(*by)
-    return weak + guidance_scale * (cond - weak)
+    done = 1 - timesteps / teacher.scheduler.config.num_train_timesteps  # (B,), of the way
+    guided = (done >= guidance_interval[0]) & (done <= guidance_interval[1])
+    return torch.where(guided[:, None, None, None], weak + guidance_scale * (cond - weak), cond)

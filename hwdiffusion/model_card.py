@@ -21,7 +21,7 @@ from hwdiffusion.config import REPOSITORY, Config
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.metrics import wilson_interval
 from hwdiffusion.pipelines import ClassConditionalGANPipeline, ClassConditionalPipeline
-from hwdiffusion.report import as_table, how_drawn
+from hwdiffusion.report import as_table, how_drawn, in_part
 from hwdiffusion.sources import EMBEDDED, few
 from hwdiffusion.training_log import METRICS_FILE
 from hwdiffusion.training_record import (
@@ -154,7 +154,8 @@ def _said_of_a_diffusion(pipeline: ClassConditionalPipeline) -> dict:
         "carried": "pipeline, one file",
         "steps_of": "steps of",
         "drawn": f"with the pipeline's defaults: {type(pipeline.scheduler).__name__}, "
-        f"{config.default_num_inference_steps} steps, {guidance} {config.default_guidance_scale}",
+        f"{config.default_num_inference_steps} steps, {guidance} {config.default_guidance_scale}"
+        f"{in_part(config.default_guidance_interval)}",
         "limits": limits,
     }
 

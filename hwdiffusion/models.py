@@ -405,6 +405,7 @@ def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditional
         has_null_label=labelled and args.label_dropout > 0,
         max_labels=data.max_labels if labelled else 1,
         default_guidance_scale=args.guidance_scale if labelled or args.guidance_unet_at > 0 else 1.0,
+        default_guidance_interval=args.guidance_interval,
         default_num_inference_steps=args.num_inference_steps,
     )
 

@@ -3,8 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from hwdiffusion.arguments import ALL_STEPS
 
 
 def write_json(path: Path, report: dict | list):
@@ -95,6 +97,11 @@ def as_table(report: dict, markdown: bool = False) -> str:
     return "\n".join([about, *lines])
 
 
+def in_part(interval: Sequence[float]) -> str:
+    """In which part of the steps, in words that go after others; none of all steps."""
+    return "" if list(interval) == ALL_STEPS else " in ({:g}, {:g})".format(*interval)
+
+
 def how_drawn(sampling: dict) -> str:
     """How samples were drawn, in a few words."""
     often = ", labels as often as held out" if "label_frequencies" in sampling else ""
@@ -103,7 +110,7 @@ def how_drawn(sampling: dict) -> str:
     guidance = "autoguidance" if "autoguidance" in sampling else "guidance"
     how = "{scheduler}, {num_inference_steps} steps, {guidance} {guidance_scale}".format(**sampling, guidance=guidance)
     if "guidance_interval" in sampling:
-        how += " in ({:g}, {:g})".format(*sampling["guidance_interval"])
+        how += in_part(sampling["guidance_interval"])
     if "classifier_guidance_scale" in sampling:
         how += f", classifier guidance {sampling['classifier_guidance_scale']:g} by {sampling['guide']['model']}"
     return f"{how}, {sampling['torch_dtype']}{often}" if "torch_dtype" in sampling else how + often

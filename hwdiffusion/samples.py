@@ -19,7 +19,7 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hwdiffusion.arguments import CHUNK, DrawingArguments, EvaluationArguments
+from hwdiffusion.arguments import ALL_STEPS, CHUNK, DrawingArguments, EvaluationArguments
 from hwdiffusion.checkpoints import replace_folder
 from hwdiffusion.label_sets import every_label, labels_in_turn, names_of, number_of_samples
 from hwdiffusion.pipelines import label_tokens
@@ -264,6 +264,9 @@ def sampling_options(pipe, args: EvaluationArguments | DrawingArguments) -> dict
         "num_inference_steps": pipe.config.get("default_num_inference_steps", 1) if steps is None else steps,
         "guidance_scale": pipe.config.get("default_guidance_scale", 1.0) if guidance is None else guidance,
     }
+    interval = list(pipe.config.get("default_guidance_interval", ALL_STEPS))
+    if interval != ALL_STEPS:
+        options["guidance_interval"] = interval
     for name in ("guidance_interval", "classifier_guidance_scale"):
         if getattr(args, name, None) is not None:
             options[name] = getattr(args, name)

@@ -8,6 +8,8 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
+from hwdiffusion.optimizers import build_optimizer, name_of
+
 
 class TrainedModel:
     """A model in training by AdamW.
@@ -20,6 +22,7 @@ class TrainedModel:
         ema: keep an average of the weights.
         starts_at: the part of the run after which its training starts; its learning-rate schedule spans the rest.
         every: it is trained at every so many steps of the run, which are those that its schedule counts.
+        muon_learning_rate: train its inner matrices by Muon, with this as their highest.
     """
 
     def __init__(
@@ -31,22 +34,26 @@ class TrainedModel:
         ema: bool,
         starts_at: float = 0.0,
         every: int = 1,
+        muon_learning_rate: float | None = None,
     ):
         self.accelerator, self.args = accelerator, args
-        self.learning_rate, self.starts_at, self.every = learning_rate, starts_at, every
+        self.starts_at, self.every = starts_at, every
         optimizer = build_optimizer(
-            model.parameters(),
+            model,
             args.use_8bit_adam,
+            muon_learning_rate,
             lr=learning_rate,
             betas=(args.adam_beta1, args.adam_beta2),
             weight_decay=args.adam_weight_decay,
         )
+        self.learning_rates = [group["lr"] for group in optimizer.param_groups]
         self.ema: EMAModel | None = None
         if ema:
             self.ema = EMAModel(
                 model.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=args.ema_power, foreach=True
             )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)  # wrapped for distributed training
+        self.parameters = list(self.model.parameters())  # to find them anew takes a thirtieth of a small UNet's step
         self.lr_scheduler: Any = None
         self.skipped = False  # whether the last update was left out, because it was not finite
         self._trained = False  # in this step, which then counts for the average
@@ -59,9 +66,9 @@ class TrainedModel:
     def schedule(self, steps: int):
         """Begin the learning-rate schedule of so many steps of the run."""
         steps = max(1, steps // self.every)
-        for group in self.optimizer.param_groups:
+        for group, learning_rate in zip(self.optimizer.param_groups, self.learning_rates):
             group.pop("initial_lr", None)
-            group["lr"] = self.learning_rate
+            group["lr"] = learning_rate
         self.lr_scheduler = get_scheduler(
             self.args.lr_scheduler,
             self.optimizer.optimizer,
@@ -90,7 +97,7 @@ class TrainedModel:
         self._trained = True
         # of this optimizer only: another model's micro-batches may not be complete yet
         self.accelerator.unscale_gradients(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.args.max_grad_norm)
         # with fp16 the gradient scaler leaves such steps out by itself
         watched = self.args.skip_nonfinite_steps and self.accelerator.scaler is None
         self.skipped = watched and not bool(torch.isfinite(norm))
@@ -104,7 +111,7 @@ class TrainedModel:
         """What is kept as the average of a parameter, if anything is."""
         if self.ema is None:
             return None
-        pairs = zip(self.model.parameters(), self.ema.shadow_params)
+        pairs = zip(self.parameters, self.ema.shadow_params)
         return next(average for own, average in pairs if own is parameter)
 
     def update_average(self):
@@ -112,9 +119,9 @@ class TrainedModel:
         if self.ema is None or not trained:
             return
         # what the optimizer doesn't train, a codebook of moving averages, EMAModel would copy
-        pairs = [pair for pair in zip(self.model.parameters(), self.ema.shadow_params) if not pair[0].requires_grad]
+        pairs = [pair for pair in zip(self.parameters, self.ema.shadow_params) if not pair[0].requires_grad]
         before = [average.clone() for _, average in pairs]
-        self.ema.step(self.model.parameters())
+        self.ema.step(self.parameters)
         for (own, average), earlier in zip(pairs, before):
             average.copy_(earlier.lerp(own.detach().to(earlier), 1 - self.ema.cur_decay_value))
 
@@ -122,12 +129,12 @@ class TrainedModel:
         """Evaluation mode, and the averaged weights in the place of the trained ones."""
         self.model.eval()
         if self.ema is not None:
-            self.ema.store(self.model.parameters())
-            self.ema.copy_to(self.model.parameters())
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
 
     def hide_average(self):
         if self.ema is not None:
-            self.ema.restore(self.model.parameters())
+            self.ema.restore(self.parameters)
         self.model.train()
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,11 +149,11 @@ class TrainedModel:
         """Take up a saved state, but keep the settings that the run has now.
 
         Raises:
-            ValueError: its moments are of 8 bits and the run's are not, or the other way round.
+            ValueError: it is of another optimizer than the run's.
         """
-        in_8_bits = any("exp_avg" not in moments for moments in saved["optimizer"]["state"].values())
-        if saved["optimizer"]["state"] and in_8_bits != self.args.use_8bit_adam:
-            raise ValueError(f"it was trained with --use_8bit_adam {str(in_8_bits).lower()}")
+        theirs, ours = name_of(saved["optimizer"]), name_of(self.optimizer.optimizer)
+        if saved["optimizer"]["state"] and theirs != ours:
+            raise ValueError(f"it was trained by {theirs}, and this run is by {ours}")
         self.stock.load_state_dict(saved["model"])
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -156,22 +163,12 @@ class TrainedModel:
         for group, now, base_lr, factor in zip(self.optimizer.param_groups, settings, base_lrs, lambdas):
             group.update(now, lr=base_lr * factor(self.lr_scheduler.last_epoch))
         if self.ema is not None and saved["ema"] is None:  # the run had none so far: it starts from here
-            self.ema.shadow_params = [parameter.detach().clone() for parameter in self.model.parameters()]
+            self.ema.shadow_params = [parameter.detach().clone() for parameter in self.parameters]
         elif self.ema is not None:
             now = {key: getattr(self.ema, key) for key in ("decay", "power", "inv_gamma", "use_ema_warmup")}
             self.ema.load_state_dict({**saved["ema"], **now})
-            self.ema.to(next(self.model.parameters()).device)
+            self.ema.to(self.parameters[0].device)
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of the present state, for `load_state_dict`."""
         return copy.deepcopy(self.state_dict())
-
-
-def build_optimizer(parameters, in_8_bits: bool, **settings) -> torch.optim.Optimizer:
-    """AdamW: fused, or by bitsandbytes with moments of 8 bits (Dettmers et al. 2022), in a quarter of the memory."""
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    if not in_8_bits:
-        return torch.optim.AdamW(parameters, fused=True, **settings)
-    from bitsandbytes.optim import AdamW8bit  # an extra
-
-    return AdamW8bit(parameters, **settings)

@@ -558,6 +558,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
             classifier-free guidance need.
         max_labels (`int`): T, the most labels that a picture has.
         default_guidance_scale (`float`): what `guidance_scale=None` means.
+        default_guidance_interval (`Sequence[float]`): what `guidance_interval=None` means.
         default_num_inference_steps (`int`): what `num_inference_steps=None` means.
         default_classifier_guidance_scale (`float`): what `classifier_guidance_scale=None` means; where a UNet without
             labels is to obey some, 0 means 1.
@@ -581,6 +582,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         has_null_label: bool = False,
         max_labels: int = 1,
         default_guidance_scale: float = 1.0,
+        default_guidance_interval: Sequence[float] = (0.0, 1.0),
         default_num_inference_steps: int = 50,
         default_classifier_guidance_scale: float = 0.0,
     ):
@@ -606,6 +608,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
             has_null_label=has_null_label,
             max_labels=max_labels,
             default_guidance_scale=default_guidance_scale,
+            default_guidance_interval=list(default_guidance_interval),
             default_num_inference_steps=default_num_inference_steps,
             default_classifier_guidance_scale=default_classifier_guidance_scale,
         )
@@ -1257,7 +1260,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         num_inference_steps: int | None = None,
         timesteps: Sequence[float] | None = None,
         guidance_scale: float | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         label_guidance_scale: Sequence[Sequence[float]] | torch.Tensor | None = None,
         classifier_guidance_scale: float | None = None,
@@ -1291,8 +1294,9 @@ class ClassConditionalPipeline(SelfContainedPipeline):
             guidance_scale (`float`, *optional*): w of classifier-free guidance, uncond + w (cond - uncond) (Ho and
                 Salimans 2022); it acts when > 1. With a `guidance_unet`, weak + w (cond - weak) (Karras et al. 2024).
                 The pipeline's recommended one by default.
-            guidance_interval (`tuple[float, float]`): the part of the steps that is guided, 0 being the first step and
-                1 the last (Kynkäänniemi et al. 2024); the others cost half.
+            guidance_interval (`tuple[float, float]`, *optional*): the part of the steps that is guided, 0 being the
+                first step and 1 the last (Kynkäänniemi et al. 2024); the others cost half. The pipeline's recommended
+                one by default.
             guidance_rescale (`float`): φ of Lin et al. 2023, eq. 16, in [0, 1].
             label_guidance_scale (*optional*): a guidance of its own for each label of a set, a sequence of numbers
                 for each entry of `labels`, w_i: uncond + w (cond - uncond) + Σ_i (w_i - w) (cond - cond without
@@ -1337,6 +1341,8 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         tokens = self.encode_labels(labels)  # (B, T, K) or None
         if guidance_scale is None:
             guidance_scale = self.config.default_guidance_scale
+        if guidance_interval is None:
+            guidance_interval = self.config.default_guidance_interval
         if classifier_guidance_scale is None:
             classifier_guidance_scale = self.config.default_classifier_guidance_scale
             if labels is not None and num_label_classes(self.unet.config) == 0:

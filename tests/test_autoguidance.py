@@ -91,12 +91,13 @@ def test_in_latents_in_bf16_without_averages_it_draws_as_the_model_does_and_is_n
     run = tmp_path / "run"
     argv = ["--preset", preset, "--output_dir", run, "--max_train_steps", "4", "--train_vqgan.max_train_steps", "4"]
     argv += ["--mixed_precision", "bf16", "--use_ema", "false", "--sample_steps", "1", "3"]
+    argv += ["--guidance_interval", "0", "0.5"]
     done = subprocess.run(command("train_ldm", *argv, *EARLY), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # in a process of its own, since a process has one precision
     assert (run / "samples" / "step-3.png").is_file()
     assert weights(run / "guidance_unet") != weights(run / "unet")
     card = (run / "README.md").read_text()
-    assert "leads away from its `guidance_unet`" in card and "autoguidance 1.5" in card
+    assert "leads away from its `guidance_unet`" in card and "autoguidance 1.5 in (0, 0.5)" in card
 
 
 def test_a_model_without_labels_is_guided_by_its_earlier_self(tmp_path):

@@ -40,11 +40,14 @@ from hwdiffusion.pipelines import ClassConditionalPipeline  # noqa: E402
 from hwdiffusion.samples import weights_digest  # noqa: E402
 
 
+RECOMMENDED = {"default_guidance_scale": 1.5, "default_guidance_interval": (0.0, 0.5)}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run of every kind."""
     folder = tmp_path_factory.mktemp("runs")
-    make_pipeline("latent", default_guidance_scale=1.5).save_pretrained(folder / "latent")
+    make_pipeline("latent", **RECOMMENDED).save_pretrained(folder / "latent")
     make_pipeline("pixel", "flow_prediction", has_null_label=False).save_pretrained(folder / "flow")
     make_pipeline("unconditional").save_pretrained(folder / "unconditional")
     make_pipeline("tokens", max_labels=2).save_pretrained(folder / "sets")
@@ -84,7 +87,7 @@ def test_pictures_are_those_of_a_call_with_what_was_asked_for(exhibits):
     assert same(drawn.pictures, pipe(**call, generator=seeds(5, 6, 7)).images)
 
     own, _ = draw(exhibit, choice=EACH, count=4)  # by its own scheduler again, and its own settings
-    pipe = make_pipeline("latent", default_guidance_scale=1.5)
+    pipe = make_pipeline("latent", **RECOMMENDED)
     assert own.names == ["cat", "dog", "wild", "cat"]
     assert same(own.pictures, pipe(labels=[0, 1, 2, 0], generator=seeds(0, 1, 2, 3)).images)
 
@@ -103,7 +106,7 @@ def test_a_variation_starts_from_the_picture(exhibits):
     image = Image.radial_gradient("L").resize((40, 30)).convert("RGB")
     drawn, steps = draw(exhibits["latent"], choice=0, count=2, image=image, strength=0.5, trajectory=True)
     assert steps == [(1, 2), (2, 2)]
-    pipe = make_pipeline("latent", default_guidance_scale=1.5)
+    pipe = make_pipeline("latent", **RECOMMENDED)
     assert same(drawn.pictures, pipe(labels=[0, 0], image=image, strength=0.5, generator=seeds(0, 1)).images)
 
 
@@ -378,7 +381,7 @@ def browser():
 def served(tmp_path_factory):
     """`hwdiffusion demo` with two runs, the first slow enough to be stopped: its address, and its folders."""
     folder = tmp_path_factory.mktemp("served")
-    pipe = make_pipeline("latent", default_guidance_scale=1.5)
+    pipe = make_pipeline("latent", **RECOMMENDED)
     wide = {**TINY_UNET, **PROJECTION, "block_out_channels": [64, 128]}
     pipe.register_modules(unet=build_unet(wide, pipe._latent_shape(), len(NAMES)).eval())
     pipe.save_pretrained(folder / "diffusion")

@@ -99,6 +99,10 @@ def test_the_teacher_is_guided_as_the_pipeline_guides_it():
     teacher.scheduler.set_timesteps(20)
     theirs = teacher.scheduler.step(output, 950, noise).prev_sample
     torch.testing.assert_close(drawn[0], theirs, rtol=1e-4, atol=1e-5)
+    part = guided_prediction(teacher, noise, torch.tensor([950, 400]), tokens, 2.5, (0.0, 0.5))  # of the way
+    plain = guided_prediction(teacher, noise, torch.tensor([950, 400]), tokens, 1.0)
+    torch.testing.assert_close(part[0], output[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(part[1], plain[1])
 
 
 def test_a_student_begins_as_its_teacher_and_knows_one_guidance():
@@ -187,6 +191,7 @@ def test_what_cannot_be_distilled_is_refused_before_anything_is_made(tmp_path, c
         *digits, "--teacher_guidance_scale", "2"
     )
     assert "--teacher_guidance_scale must be at least 1, not 0.5" in fails(*digits, "--teacher_guidance_scale", "0.5")
+    assert "--teacher_guidance_interval must be two numbers" in fails(*digits, "--teacher_guidance_interval", "0")
     assert "--num_inference_steps must be --num_ddim_timesteps at most" in fails(*digits, "--num_ddim_timesteps", "2")
     assert "--num_ddim_timesteps must divide the teacher's 1000" in fails(*digits, "--num_ddim_timesteps", "600")
     assert "--unet.layers_per_block is nothing that train_distill takes" in fails(*digits, "--unet.layers_per_block=2")
@@ -227,11 +232,12 @@ def test_the_loss_compares_a_point_with_where_the_guided_teacher_leads_from_it(g
     noise_scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
     given = torch.tensor([0.0, 1.0, 2.0])  # a teacher's clean picture: what its label is, and 0 without one
     unet = Says(lambda sample, labels: (labels @ given)[:, None, None, None].expand_as(sample))
-    teacher = SimpleNamespace(unet=unet, guidance_unet=None, config=SimpleNamespace(max_labels=2))
+    config = SimpleNamespace(max_labels=2)
+    teacher = SimpleNamespace(unet=unet, guidance_unet=None, scheduler=noise_scheduler, config=config)
     student = Says(lambda sample, labels: sample)
     draws = Draws(0, 0, torch.arange(4))
     clean, labels = torch.zeros(4, 1, 8, 8), torch.tensor([[0], [1], [2], [2]])
-    loss = train_distill.consistency_loss(teacher, guidance_scale, noise_scheduler, 50, 4)(
+    loss = train_distill.consistency_loss(teacher, guidance_scale, (0, 1), noise_scheduler, 50, 4)(
         student, clean, labels, draws
     )
 

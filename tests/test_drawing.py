@@ -12,7 +12,7 @@ from hwdiffusion.pipelines import ClassConditionalPipeline
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    make_pipeline("latent", default_guidance_scale=1.5).save_pretrained(folder)
+    make_pipeline("latent", default_guidance_scale=1.5, default_guidance_interval=(0.0, 0.5)).save_pretrained(folder)
     return str(folder)
 
 

@@ -14,10 +14,14 @@ from conftest import PROJECTION, TINY_UNET
 from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.datasets import load_digits
+from tiny import make_pipeline
 
 from hwdiffusion import cli
+from hwdiffusion.config import parse_evaluation
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.pipelines import ClassConditionalPipeline
+from hwdiffusion.report import how_drawn
+from hwdiffusion.samples import sampling_options
 from hwdiffusion.train_scripts import train_classifier, train_ddpm
 
 
@@ -208,6 +212,14 @@ def test_steps_without_guidance_and_half_precision_reach_the_pipeline(world, run
     assert report["sampling"]["guidance_interval"] == [0.2, 0.6] and report["sampling"]["torch_dtype"] == "bfloat16"
     evaluate_run(world, run, "half", "--num_samples", "60", "--guidance_scale", "3")  # another setting: drawn anew
     assert calls[1:] == [(torch.float32, None)]
+
+
+def test_a_report_says_in_which_part_of_the_steps_a_pipeline_guides_by_itself():
+    pipe = make_pipeline(default_guidance_scale=2.0, default_guidance_interval=(0.0, 0.5))
+    own, told = (parse_evaluation("evaluate", ["run", *argv]) for argv in ([], ["--guidance_interval", "0", "1"]))
+    about = {"scheduler": "DDIMScheduler", **sampling_options(pipe, own)}
+    assert how_drawn(about) == "DDIMScheduler, 4 steps, guidance 2.0 in (0, 0.5)"
+    assert sampling_options(pipe, told)["guidance_interval"] == [0.0, 1.0]
 
 
 def test_labels_are_drawn_as_often_as_held_out_pictures_have_them(world, run, refused):

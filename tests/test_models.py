@@ -129,7 +129,8 @@ def test_the_saved_scheduler_has_the_noise_it_was_trained_with(prediction_type):
 
 
 def diffusion_arguments(**given) -> SimpleNamespace:
-    return SimpleNamespace(**{"num_inference_steps": 7, "guidance_unet_at": 0.0, **given})
+    defaults = {"num_inference_steps": 7, "guidance_unet_at": 0.0, "guidance_interval": [0.0, 1.0]}
+    return SimpleNamespace(**{**defaults, **given})
 
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}
@@ -198,7 +199,7 @@ def test_with_zero_terminal_snr_sampling_starts_at_the_last_timestep():
 def test_the_pipeline_knows_what_was_trained(section, dropout, expected):
     unet = build_unet({**UNET, **section}, (1, 8, 8), 2)
     data = SimpleNamespace(id2label={0: "cat", 1: "dog"}, max_labels=3)
-    args = diffusion_arguments(label_dropout=dropout, guidance_scale=2.0)
+    args = diffusion_arguments(label_dropout=dropout, guidance_scale=2.0, guidance_interval=[0.0, 0.5])
     pipeline = build_pipeline(unet, build_noise_scheduler({}, False), None, data, args)
     assert {key: pipeline.config[key] for key in expected} == expected
     assert pipeline.id2label == (data.id2label if section else {})
@@ -206,6 +207,7 @@ def test_the_pipeline_knows_what_was_trained(section, dropout, expected):
     guided = build_pipeline(unet, build_noise_scheduler({}, False), None, data, args)
     assert guided.config.default_guidance_scale == 2.0
     assert pipeline.config["default_num_inference_steps"] == 7
+    assert pipeline.config["default_guidance_interval"] == [0.0, 0.5]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -174,6 +174,15 @@ def test_guidance_of_one_is_no_guidance_and_its_interval_limits_it():
     assert calls == [1, 1, 2, 2]
 
 
+def test_a_pipeline_is_guided_in_the_part_that_it_recommends(tmp_path):
+    make_pipeline(default_guidance_scale=3.0, default_guidance_interval=(0.5, 1.0)).save_pretrained(tmp_path)
+    pipe = ClassConditionalPipeline.from_pretrained(tmp_path)
+    run = lambda **kwargs: pipe(labels=[1], generator=seeds(0), output_type="latent", **kwargs).images  # noqa: E731
+    own, everywhere = run(), run(guidance_interval=(0, 1))
+    torch.testing.assert_close(own, run(guidance_interval=(0.5, 1.0)))
+    assert (own - everywhere).abs().max() > 1e-3
+
+
 def test_rescaled_guidance_has_the_deviation_of_the_conditional_output():
     from hwdiffusion.pipelines.class_conditional import rescale_guidance
 

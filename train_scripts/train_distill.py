@@ -33,6 +33,8 @@ def train(config: Config) -> Path:
     teacher = load_pipeline(args.teacher, "cpu")
     scale = args.teacher_guidance_scale
     scale = teacher.config.default_guidance_scale if scale is None else scale
+    interval = args.teacher_guidance_interval
+    interval = teacher.config.default_guidance_interval if interval is None else interval
     data = load_data(args)
     check_teacher(teacher, scale, data, args)
     noise_scheduler = training_scheduler(teacher)
@@ -60,12 +62,14 @@ def train(config: Config) -> Path:
         elif not args.streaming:
             path = Path(args.output_dir) / "latents.safetensors"
             dataset = cached_latents(teacher.vqvae, data.train, args.random_flip, path)
-    loss_of = consistency_loss(teacher, scale, noise_scheduler, args.num_ddim_timesteps, trainer.step_size)
+    loss_of = consistency_loss(teacher, scale, interval, noise_scheduler, args.num_ddim_timesteps, trainer.step_size)
     fit_unet(trainer, dataset, to_sample, student, data, judge, loss_of)
     return Path(args.output_dir)
 
 
-def consistency_loss(teacher, guidance_scale: float, noise_scheduler, num_ddim_timesteps: int, step_size: int):
+def consistency_loss(
+    teacher, guidance_scale: float, guidance_interval, noise_scheduler, num_ddim_timesteps: int, step_size: int
+):
     """The loss of a student: a function of its UNet, clean samples `(B, C, H, W)`, their labels and draws."""
     import torch
     import torch.nn.functional as F
@@ -87,7 +91,7 @@ def consistency_loss(teacher, guidance_scale: float, noise_scheduler, num_ddim_t
         timesteps = draw_timesteps(draws, noise_scheduler, "stratified", step_size)
         earlier = (timesteps - span).clamp(min=0).to(timesteps.dtype)
         noisy = add_noise(noise_scheduler, sample, draws.normal("noise", sample.shape[1:]), timesteps)
-        prediction = guided_prediction(teacher, noisy, timesteps, tokens, guidance_scale)
+        prediction = guided_prediction(teacher, noisy, timesteps, tokens, guidance_scale, guidance_interval)
         less_noisy = ddim_step(noise_scheduler, prediction, noisy, timesteps, earlier)
 
         output = unet(noisy, timesteps, **conditioning, return_dict=False)[0]
