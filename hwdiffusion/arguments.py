@@ -226,13 +226,6 @@ class JudgedArguments(TrainingArguments):
 class UNetArguments(JudgedArguments):
     """What the scripts that train a UNet share."""
 
-    muon_learning_rate: Optional[float] = field(
-        default=None,
-        metadata={
-            "help": "Train the UNet's inner matrices and convolutions by Muon, with this as their highest learning "
-            "rate, and the rest by AdamW: more is learned of large batches. Default: AdamW for all."
-        },
-    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Compute the UNet's activations again in place of keeping them: less memory."}
     )

@@ -558,10 +558,6 @@ def _validate(args: TrainingArguments):
     if isinstance(args, UNetArguments):
         require(args.num_inference_steps >= 1, "num_inference_steps", "at least 1")
         require(args.torch_compile in COMPILATIONS, "torch_compile", f"one of {', '.join(COMPILATIONS)}")
-        muon = args.muon_learning_rate
-        require(muon is None or muon > 0, "muon_learning_rate", "positive")
-        if muon is not None and args.use_8bit_adam:
-            raise InputError("--muon_learning_rate has moments of its own, and --use_8bit_adam others; leave out one")
     if isinstance(args, JudgedArguments):
         require(args.evaluation_steps is None or args.evaluation_steps >= 1, "evaluation_steps", "at least 1")
         if args.evaluation_steps is not None and args.evaluation_classifier is None:

@@ -46,8 +46,6 @@ def check_run(config: Config):
         raise InputError("--mixed_precision bf16 is not supported by this device; use no or fp16")
     if isinstance(args, UNetArguments):
         check_compilation(args.torch_compile)
-        if args.muon_learning_rate is not None and not hasattr(torch.optim, "Muon"):
-            raise InputError(f"--muon_learning_rate needs torch 2.9 or newer, and this is {torch.__version__}")
     trackers = sorted(tracker.value for tracker in get_available_trackers())
     if args.report_to is not None and args.report_to not in trackers:
         raise InputError(

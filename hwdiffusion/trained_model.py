@@ -8,8 +8,6 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from hwdiffusion.optimizers import build_optimizer, name_of
-
 
 class TrainedModel:
     """A model in training by AdamW.
@@ -22,7 +20,6 @@ class TrainedModel:
         ema: keep an average of the weights.
         starts_at: the part of the run after which its training starts; its learning-rate schedule spans the rest.
         every: it is trained at every so many steps of the run, which are those that its schedule counts.
-        muon_learning_rate: train its inner matrices by Muon, with this as their highest.
     """
 
     def __init__(
@@ -34,19 +31,16 @@ class TrainedModel:
         ema: bool,
         starts_at: float = 0.0,
         every: int = 1,
-        muon_learning_rate: float | None = None,
     ):
         self.accelerator, self.args = accelerator, args
-        self.starts_at, self.every = starts_at, every
+        self.learning_rate, self.starts_at, self.every = learning_rate, starts_at, every
         optimizer = build_optimizer(
-            model,
+            model.parameters(),
             args.use_8bit_adam,
-            muon_learning_rate,
             lr=learning_rate,
             betas=(args.adam_beta1, args.adam_beta2),
             weight_decay=args.adam_weight_decay,
         )
-        self.learning_rates = [group["lr"] for group in optimizer.param_groups]
         self.ema: EMAModel | None = None
         if ema:
             self.ema = EMAModel(
@@ -66,9 +60,9 @@ class TrainedModel:
     def schedule(self, steps: int):
         """Begin the learning-rate schedule of so many steps of the run."""
         steps = max(1, steps // self.every)
-        for group, learning_rate in zip(self.optimizer.param_groups, self.learning_rates):
+        for group in self.optimizer.param_groups:
             group.pop("initial_lr", None)
-            group["lr"] = learning_rate
+            group["lr"] = self.learning_rate
         self.lr_scheduler = get_scheduler(
             self.args.lr_scheduler,
             self.optimizer.optimizer,
@@ -149,11 +143,11 @@ class TrainedModel:
         """Take up a saved state, but keep the settings that the run has now.
 
         Raises:
-            ValueError: it is of another optimizer than the run's.
+            ValueError: its moments are of 8 bits and the run's are not, or the other way round.
         """
-        theirs, ours = name_of(saved["optimizer"]), name_of(self.optimizer.optimizer)
-        if saved["optimizer"]["state"] and theirs != ours:
-            raise ValueError(f"it was trained by {theirs}, and this run is by {ours}")
+        in_8_bits = any("exp_avg" not in moments for moments in saved["optimizer"]["state"].values())
+        if saved["optimizer"]["state"] and in_8_bits != self.args.use_8bit_adam:
+            raise ValueError(f"it was trained with --use_8bit_adam {str(in_8_bits).lower()}")
         self.stock.load_state_dict(saved["model"])
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -172,3 +166,13 @@ class TrainedModel:
     def snapshot(self) -> dict[str, Any]:
         """A copy of the present state, for `load_state_dict`."""
         return copy.deepcopy(self.state_dict())
+
+
+def build_optimizer(parameters, in_8_bits: bool, **settings) -> torch.optim.Optimizer:
+    """AdamW: fused, or by bitsandbytes with moments of 8 bits (Dettmers et al. 2022), in a quarter of the memory."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    if not in_8_bits:
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    from bitsandbytes.optim import AdamW8bit  # an extra
+
+    return AdamW8bit(parameters, **settings)

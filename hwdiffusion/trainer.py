@@ -145,10 +145,8 @@ class Trainer:
         starts_at: float = 0.0,
         every: int = 1,
         torch_compile: str = "no",
-        muon_learning_rate: float | None = None,
     ) -> torch.nn.Module:
-        """Register a model for training by AdamW, with a `muon_learning_rate` its inner matrices by Muon; the wrapped
-        model is returned.
+        """Register a model for training by AdamW; the wrapped model is returned.
 
         With `ema` an average of its weights is kept, if the run wants one, and is what `save` and `preview` see.
         `starts_at` is the part of the run after which its training starts; its learning-rate schedule spans the rest.
@@ -157,9 +155,7 @@ class Trainer:
         """
         model.to(self.device).train()
         ema = ema and self.args.use_ema
-        trained = TrainedModel(
-            self.accelerator, model, learning_rate, self.args, ema, starts_at, every, muon_learning_rate
-        )
+        trained = TrainedModel(self.accelerator, model, learning_rate, self.args, ema, starts_at, every)
         self._models[name] = trained
         self._compiled |= compile_in_place(trained.stock, torch_compile, self.device)
         return trained.model

@@ -250,8 +250,6 @@ def test_guidance_without_label_dropout_is_refused():
         ("train_ldm", ["--label_dropout", "1"], "label_dropout"),
         ("train_ldm", ["--guidance_scale", "0.5"], "guidance_scale"),
         ("train_ldm", ["--guidance_interval", "0.6", "0.4"], "guidance_interval"),
-        ("train_ldm", ["--muon_learning_rate", "0"], "muon_learning_rate"),
-        ("train_ldm", ["--muon_learning_rate", "1e-2", "--use_8bit_adam", "true"], "muon_learning_rate"),
         ("train_ldm", ["--snr_gamma", "0"], "snr_gamma"),
         ("train_ldm", ["--train_vqgan.learning_rate", "0"], "learning_rate"),
         ("train_vqgan", ["--discriminator_start", "1"], "discriminator_start"),

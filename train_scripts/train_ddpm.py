@@ -101,13 +101,7 @@ def fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, guidan
         trainer.add_state(STATE, earlier_self)
         trainer.accelerator.prepare_model(earlier_self.unet, evaluation_mode=True)  # draws in the UNet's precision
     choose_attention(pipeline.unet, args.mixed_precision, trainer.device)
-    unet = trainer.add_model(
-        "unet",
-        pipeline.unet,
-        args.learning_rate,
-        torch_compile=args.torch_compile,
-        muon_learning_rate=args.muon_learning_rate,
-    )
+    unet = trainer.add_model("unet", pipeline.unet, args.learning_rate, torch_compile=args.torch_compile)
 
     evaluation = None
     if judge is not None:
