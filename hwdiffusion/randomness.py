@@ -8,6 +8,7 @@ The function is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as 
 that it runs on the device, a whole batch at a time. The 128-bit counter is (element block, sample, step, name).
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,14 +33,24 @@ def philox(counter: Sequence[torch.Tensor | int], key: tuple[int, int]) -> list[
     Returns:
         Four int64 tensors of random 32-bit words, in [0, 2^32).
     """
-    x0, x1, x2, x3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
+    device = next((word.device for word in counter if torch.is_tensor(word)), torch.device("cpu"))
+    x0, x1, x2, x3 = torch.broadcast_tensors(*(torch.as_tensor(word, device=device) for word in counter))
+    # words 0 and 2, and 1 and 3, go through a round together: half as many operations, of which small tensors' time is
+    even, odd = torch.stack([x0, x2]), torch.stack([x1, x3])
+    pairs = (2, *[1] * x0.dim())
+    multipliers, round_keys = _constants(key, device)
+    for round_key in round_keys.view(_ROUNDS, *pairs):
         # int64 products wrap, which keeps all 64 bits; the shift is arithmetic, hence the mask
-        p0, p1 = x0 * _ROUND_MULTIPLIERS[0], x2 * _ROUND_MULTIPLIERS[1]
-        x0, x1, x2, x3 = ((p1 >> 32) & _MASK) ^ x1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ x3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _KEY_INCREMENTS[0]) & _MASK, (k1 + _KEY_INCREMENTS[1]) & _MASK
-    return [x0, x1, x2, x3]
+        products = (even * multipliers.view(pairs)).flip(0)
+        even, odd = ((products >> 32) & _MASK) ^ odd ^ round_key, products & _MASK
+    return [even[0], odd[0], even[1], odd[1]]
+
+
+@functools.lru_cache(maxsize=4)  # a copy to a GPU at every draw would hold the training up
+def _constants(key: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The multipliers `(2,)`, and the keys of the rounds `(10, 2)`."""
+    keys = [[(k + i * more) & _MASK for k, more in zip(key, _KEY_INCREMENTS)] for i in range(_ROUNDS)]
+    return torch.tensor(_ROUND_MULTIPLIERS, device=device), torch.tensor(keys, device=device)
 
 
 class Draws:
