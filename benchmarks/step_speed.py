@@ -147,13 +147,25 @@ def synchronize():
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Multiplications and additions a second of a large matrix product, the best of some."""
+    """Multiplications and additions a second of a large matrix product or convolution, which may be of different
+    libraries: the best of some of both."""
     size = 1024 if device.type == "cpu" else 8192
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    measured = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads()).blocked_autorange(
-        min_run_time=2
-    )
-    return 2 * size**3 / min(measured.times)
+    channels, pictures = (256, 8) if device.type == "cpu" else (512, 64)
+    given = {
+        "a": torch.randn(size, size, dtype=dtype, device=device),
+        "b": torch.randn(size, size, dtype=dtype, device=device),
+        "kernel": torch.randn(channels, channels, 3, 3, dtype=dtype, device=device),
+        "pictures": torch.randn(pictures, channels, 32, 32, dtype=dtype, device=device),
+        "conv2d": F.conv2d,
+    }
+    rates = []
+    for work, flops in (
+        ("a @ b", 2 * size**3),
+        ("conv2d(pictures, kernel, padding=1)", 2 * 9 * channels**2 * 32 * 32 * pictures),
+    ):
+        timer = Timer(work, globals=given, num_threads=torch.get_num_threads())
+        rates.append(flops / min(timer.blocked_autorange(min_run_time=2).times))
+    return max(rates)
 
 
 def flops_of_a_step(config, data, vqvae) -> int:
