@@ -21,9 +21,11 @@ from pathlib import Path
 
 import torch
 
+from hwdiffusion.arguments import ALL_STEPS
 from hwdiffusion.extractors import load_extractor
 from hwdiffusion.metrics import wilson_interval
 from hwdiffusion.models import load_pipeline, swap_scheduler
+from hwdiffusion.pipelines import guidance_of
 from hwdiffusion.samples import draw
 
 
@@ -43,14 +45,14 @@ class Cell:
     drawn: int = 0
 
 
-def cells(args, dtype: str) -> list[Cell]:
+def cells(args, guidance, dtype: str) -> list[Cell]:
     rows = []
     if args.pixel:
         rows += [
             Cell("pixels, DDPM 1000", "pixel", dtype, 1000, "ddpm", 1.0, batch_size=50, rounds=1),
             Cell("pixels, DDIM 50", "pixel", dtype, 50, "ddim", 1.0, batch_size=50),
         ]
-    scale, (low, high) = args.guidance_scale, args.guidance_interval
+    scale, (low, high) = guidance
     rows.append(Cell("latents, DDIM 50, guided", "latent", dtype, 50, "ddim", scale))
     for which, by, options in (
         (", guided", scale, {}),
@@ -86,7 +88,7 @@ def main():
     parser.add_argument("--classifier", required=True)
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 10, 8, 5])
     parser.add_argument("--guidance_scale", type=float, help="default: what the run recommends")
-    parser.add_argument("--guidance_interval", type=float, nargs=2, default=[0.2, 0.8])
+    parser.add_argument("--guidance_interval", type=float, nargs=2, help="default: as the run does, or 0.2 0.8")
     parser.add_argument("--num_samples", type=int, default=2000, help="of the cells that draw fast")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -103,7 +105,10 @@ def main():
         for name, run in named.items()
         if run
     }
-    rows = [cell for dtype in args.torch_dtype for cell in cells(args, dtype)]
+    scale, interval = guidance_of(pipes["latent", args.torch_dtype[0]].config)
+    scale = scale if args.guidance_scale is None else args.guidance_scale
+    interval = args.guidance_interval or (interval if list(interval) != ALL_STEPS else (0.2, 0.8))
+    rows = [cell for dtype in args.torch_dtype for cell in cells(args, (scale, interval), dtype)]
     for pipe in pipes.values():
         draw(pipe, 0, 10, args.seed, num_inference_steps=2)  # warm-up
     for done in range(args.rounds):

@@ -148,7 +148,7 @@ def synchronize():
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Multiplications and additions a second of a large matrix product or convolution, which may be of different
-    libraries: the best of some of both."""
+    libraries: the best of some of both. On a GPU convolutions of float32 may be in TF32, as they are in training."""
     size = 1024 if device.type == "cpu" else 8192
     channels, pictures = (256, 8) if device.type == "cpu" else (512, 64)
     given = {
@@ -159,11 +159,11 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
         "conv2d": F.conv2d,
     }
     rates = []
-    for work, flops in (
+    for of, flops in (
         ("a @ b", 2 * size**3),
         ("conv2d(pictures, kernel, padding=1)", 2 * 9 * channels**2 * 32 * 32 * pictures),
     ):
-        timer = Timer(work, globals=given, num_threads=torch.get_num_threads())
+        timer = Timer(of, globals=given, num_threads=torch.get_num_threads())
         rates.append(flops / min(timer.blocked_autorange(min_run_time=2).times))
     return max(rates)
 

@@ -68,7 +68,11 @@ class DataArguments:
 
 PRECISIONS = ("auto", "no", "fp16", "bf16")
 COMPILATIONS = ("no", "regional", "full")
-ALL_STEPS = [0.0, 1.0]  # the part of them that is guided: the first is at 0, the last at 1
+ALL_STEPS = [0.0, 1.0]  # as the part of the steps that is guided
+_INTERVAL_OF_A_CALL = {
+    "help": "The part of the steps that is guided: its start and stop, in 0 to 1. Default: the pipeline's own where "
+    "--guidance_scale is, too, else 0 1."
+}
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -364,8 +368,8 @@ class DistillationArguments(UNetArguments):
     teacher_guidance_interval: Optional[list[float]] = field(
         default=None,
         metadata={
-            "help": "The part of the way that is guided: its start and stop, in 0 to 1. Default: what the teacher "
-            "recommends."
+            "help": "The part of the steps that is guided: its start and stop, in 0 to 1. Default: what the teacher "
+            "recommends, if --teacher_guidance_scale is left to it, too, else 0 1."
         },
     )
     num_ddim_timesteps: int = field(
@@ -441,12 +445,7 @@ class EvaluationArguments:
     seed: int = field(default=0, metadata={"help": "Sample i is drawn by the seed `seed` + i."})
     guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     num_inference_steps: Optional[int] = field(default=None, metadata={"help": "Default: the pipeline's own."})
-    guidance_interval: Optional[list[float]] = field(
-        default=None,
-        metadata={
-            "help": "The part of the steps that is guided: its start and stop, in 0 to 1. Default: the pipeline's own."
-        },
-    )
+    guidance_interval: Optional[list[float]] = field(default=None, metadata=_INTERVAL_OF_A_CALL)
     guide: Optional[str] = field(
         default=None,
         metadata={"help": "A folder of train_classifier.py --noise_aware, which guides by its gradient, too."},
@@ -529,6 +528,7 @@ class DrawingArguments:
     )
     seed: int = field(default=0, metadata={"help": "The pictures are drawn by this seed and those after it."})
     guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})
+    guidance_interval: Optional[list[float]] = field(default=None, metadata=_INTERVAL_OF_A_CALL)
     num_inference_steps: Optional[int] = field(
         default=None, metadata={"aliases": ["--steps"], "help": "Default: the pipeline's own."}
     )

@@ -106,8 +106,9 @@ class Config:
         now = _flattened(yaml.safe_load(yaml.safe_dump(self.to_dict())))
         saved = _flattened(saved)
         for item in fields(self.args):  # flags that didn't exist yet did what their defaults do
-            if item.default is not MISSING and item.name not in _OF_ONE_START:
-                saved.setdefault(f"{self.script}.{item.name}", item.default)
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if default is not MISSING and item.name not in _OF_ONE_START:
+                saved.setdefault(f"{self.script}.{item.name}", default)
         keys = [key for key in {**saved, **now} if key.split(".")[-1] not in _NOT_IN_RESULT]
         return [key.removeprefix(f"{self.script}.") for key in keys if saved.get(key) != now.get(key)]
 
@@ -438,6 +439,7 @@ def parse_drawing(command: str, argv: list[str]) -> DrawingArguments:
         require(1 <= args.batch_size <= CHUNK, "batch_size", f"in 1 to {CHUNK}")
     require(0 <= args.seed < 2**32, "seed", "in 0 to 2^32 - 1")
     require(args.guidance_scale is None or 0 <= args.guidance_scale < float("inf"), "guidance_scale", "at least 0")
+    require(args.guidance_interval is None or _is_part(args.guidance_interval), "guidance_interval", A_PART)
     require(args.scheduler is None or args.scheduler in SAMPLERS, "scheduler", f"one of {', '.join(SAMPLERS)}")
     for key, least in (("rows", 1), ("columns", 1 if command == "inpaint" else 2)):
         require(least <= getattr(args, key, least) <= 100, key, f"in {least} to 100")

@@ -28,7 +28,7 @@ from hwdiffusion.drawing import load_on, seeds
 from hwdiffusion.evaluation import choose_scheduler
 from hwdiffusion.figures import animated, denoising, evenly, trajectory_frames, trajectory_strip
 from hwdiffusion.label_sets import names_of
-from hwdiffusion.pipelines import label_ids
+from hwdiffusion.pipelines import guidance_of, label_ids
 from hwdiffusion.places import file_of, is_here
 from hwdiffusion.report import as_table, sweep_table
 from hwdiffusion.samples import image_mode_of, scheduler_name, weights_digest
@@ -175,12 +175,12 @@ class Exhibit:
             steps = bounded("the number of steps", steps, 1, self.most_steps, whole=True)
         if guidance is not None:
             guidance = bounded("guidance", guidance, 1, max(HIGHEST_GUIDANCE, self._default_guidance()))
-        interval = self.pipe.config.default_guidance_interval if interval is None else interval
+        scale, interval = guidance_of(self.pipe.config, guidance, interval)
         if scheduler not in self.schedulers:
             raise InputError(f"the scheduler must be one of {', '.join(self.schedulers)}, not {scheduler!r}")
         settings = {
             "num_inference_steps": self.default_steps if steps is None else steps,
-            "guidance_scale": self._default_guidance() if guidance is None else guidance,
+            "guidance_scale": scale,
             "guidance_interval": tuple(bounded("the guided part", end, 0, 1) for end in interval),
         }
         if image is not None:

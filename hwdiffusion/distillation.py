@@ -10,6 +10,7 @@ where áº‘_s is where one DDIM step of the guided teacher leads from z_t, and fâ
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from diffusers import (
@@ -106,16 +107,24 @@ def pseudo_huber(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return ((squared + c**2).sqrt() - c).mean() / math.sqrt(dimension)
 
 
+def steps_done(scheduler_config, timesteps: torch.Tensor) -> torch.Tensor:
+    """The part of a scheduler's steps that lies before timesteps `(B,)`, in [0, 1), if they are many: they are even in
+    the timesteps, of flows before these are shifted."""
+    left = timesteps / scheduler_config.num_train_timesteps
+    shift = scheduler_config.get("shift", scheduler_config.get("flow_shift", 1.0))  # the same by another name
+    return 1 - left / (shift - (shift - 1) * left)
+
+
 @torch.no_grad()
 def guided_prediction(
-    teacher, sample, timesteps, tokens, guidance_scale: float, guidance_interval=(0.0, 1.0)
+    teacher, sample, timesteps, tokens, guidance_scale: float, guidance_interval: Sequence[float]
 ) -> torch.Tensor:
     """What a pipeline's UNet says with classifier-free guidance, or with that by its `guidance_unet`; `(B, C, H, W)`.
 
     Args:
         sample, timesteps: `(B, C, H, W)` and `(B,)`.
         tokens: of labels, `(B, T, K)`; `None` for a UNet without labels.
-        guidance_interval: the part of the way from noise that is guided, start and stop, in [0, 1].
+        guidance_interval: the part of the steps that is guided, start and stop, in [0, 1].
     """
 
     def of(unet, tokens):
@@ -126,6 +135,6 @@ def guided_prediction(
         return cond
     by = (teacher.unet, torch.zeros_like(tokens)) if teacher.guidance_unet is None else (teacher.guidance_unet, tokens)
     weak = of(*by)
-    done = 1 - timesteps / teacher.scheduler.config.num_train_timesteps  # (B,), of the way
+    done = steps_done(teacher.scheduler.config, timesteps)
     guided = (done >= guidance_interval[0]) & (done <= guidance_interval[1])
     return torch.where(guided[:, None, None, None], weak + guidance_scale * (cond - weak), cond)

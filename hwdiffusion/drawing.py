@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from hwdiffusion import InputError
 from hwdiffusion.arguments import (
+    ALL_STEPS,
     DrawingArguments,
     InpaintArguments,
     InterpolateArguments,
@@ -160,7 +161,7 @@ def _pipeline(args: DrawingArguments):
     choose_scheduler(pipe, args.scheduler)
     options = sampling_options(pipe, args)
     _drawn(pipe.check_inputs, **options)
-    for name, value in options.items():
+    for name, value in {"guidance_interval": ALL_STEPS, **options}.items():
         if f"default_{name}" in pipe.config:
             pipe.register_to_config(**{f"default_{name}": value})
     return pipe

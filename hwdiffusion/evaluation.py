@@ -153,8 +153,6 @@ def check_sampling(pipe, args: EvaluationArguments):
     """Raise InputError for what a call of the pipeline would refuse."""
     if args.label_frequencies != "equal" and (not pipe.id2label or pipe.config.max_labels > 1):
         raise InputError("--label_frequencies is for models of single labels; leave it out")
-    if args.guidance_interval is not None and scheduler_name(pipe) is None:
-        raise InputError("--guidance_interval is for diffusion models; a GAN draws in one pass")
     try:
         pipe.check_inputs(**sampling_options(pipe, args))
     except ValueError as error:

@@ -29,6 +29,7 @@ from diffusers import (
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hwdiffusion import InputError
+from hwdiffusion.arguments import ALL_STEPS
 from hwdiffusion.objectives import FLOW_PREDICTION, PREDICTION_TYPES, is_flow, prediction_type_of
 from hwdiffusion.pipelines import (
     ClassConditionalGANPipeline,
@@ -396,6 +397,7 @@ def swap_scheduler(pipeline: ClassConditionalPipeline, name: str):
 def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditionalPipeline:
     """The pipeline that a training run saves; what it must know of training is in its config."""
     labelled = num_label_classes(unet.config) > 0
+    guided = labelled or args.guidance_unet_at > 0
     return ClassConditionalPipeline(
         unet=unet,
         scheduler=sampling_scheduler(noise_scheduler),
@@ -404,8 +406,8 @@ def build_pipeline(unet, noise_scheduler, vqvae, data, args) -> ClassConditional
         prediction_type=prediction_type_of(noise_scheduler),
         has_null_label=labelled and args.label_dropout > 0,
         max_labels=data.max_labels if labelled else 1,
-        default_guidance_scale=args.guidance_scale if labelled or args.guidance_unet_at > 0 else 1.0,
-        default_guidance_interval=args.guidance_interval,
+        default_guidance_scale=args.guidance_scale if guided else 1.0,
+        default_guidance_interval=args.guidance_interval if guided else ALL_STEPS,
         default_num_inference_steps=args.num_inference_steps,
     )
 

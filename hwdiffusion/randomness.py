@@ -35,7 +35,8 @@ def philox(counter: Sequence[torch.Tensor | int], key: tuple[int, int]) -> list[
     """
     device = next((word.device for word in counter if torch.is_tensor(word)), torch.device("cpu"))
     x0, x1, x2, x3 = torch.broadcast_tensors(*(torch.as_tensor(word, device=device) for word in counter))
-    # words 0 and 2, and 1 and 3, go through a round together: half as many operations, of which small tensors' time is
+    # words 0 and 2, and 1 and 3, go through a round together: half as many operations, whose overhead is all that
+    # small tensors cost
     even, odd = torch.stack([x0, x2]), torch.stack([x1, x3])
     pairs = (2, *[1] * x0.dim())
     multipliers, round_keys = _constants(key, device)

@@ -99,7 +99,7 @@ def as_table(report: dict, markdown: bool = False) -> str:
 
 def in_part(interval: Sequence[float]) -> str:
     """In which part of the steps, in words that go after others; none of all steps."""
-    return "" if list(interval) == ALL_STEPS else " in ({:g}, {:g})".format(*interval)
+    return "" if list(interval) == ALL_STEPS else " in ({:g}, {:g}) of the steps".format(*interval)
 
 
 def how_drawn(sampling: dict) -> str:
@@ -198,7 +198,9 @@ def sweep_table(rows: list[dict]) -> str:
     columns: dict[str, Callable[[dict], str]] = {
         "scheduler": lambda row: row["sampling"]["scheduler"].removesuffix("Scheduler"),
         "steps": lambda row: str(row["sampling"]["num_inference_steps"]),
-        "guidance": lambda row: f"{row['sampling']['guidance_scale']:g}",
+        "guidance": lambda row: (
+            f"{row['sampling']['guidance_scale']:g}" + in_part(row["sampling"].get("guidance_interval", ALL_STEPS))
+        ),
     }
     first = rows[0]
     if "labels" in first:

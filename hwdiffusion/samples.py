@@ -19,10 +19,11 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
+from hwdiffusion import InputError
 from hwdiffusion.arguments import ALL_STEPS, CHUNK, DrawingArguments, EvaluationArguments
 from hwdiffusion.checkpoints import replace_folder
 from hwdiffusion.label_sets import every_label, labels_in_turn, names_of, number_of_samples
-from hwdiffusion.pipelines import label_tokens
+from hwdiffusion.pipelines import guidance_of, label_tokens
 from hwdiffusion.report import how_drawn
 from hwdiffusion.sources import METADATA_FILE
 
@@ -258,18 +259,23 @@ def save_npz(path: Path, batches: Iterable, class_names: list[str], count: int |
 
 def sampling_options(pipe, args: EvaluationArguments | DrawingArguments) -> dict:
     """The options of a call that the arguments ask for: the number of steps and the guidance are the pipeline's own
-    if they aren't given, and 1 of a GAN, and where only some of the steps are guided, which."""
-    steps, guidance = args.num_inference_steps, args.guidance_scale
+    if they aren't given, and 1 of a GAN, and where only some of the steps are guided, which.
+
+    Raises:
+        InputError: some of the steps of a GAN.
+    """
+    if args.guidance_interval is not None and scheduler_name(pipe) is None:
+        raise InputError("--guidance_interval is for diffusion models; a GAN draws in one pass")
+    steps = args.num_inference_steps
+    guidance, interval = guidance_of(pipe.config, args.guidance_scale, args.guidance_interval)
     options = {
         "num_inference_steps": pipe.config.get("default_num_inference_steps", 1) if steps is None else steps,
-        "guidance_scale": pipe.config.get("default_guidance_scale", 1.0) if guidance is None else guidance,
+        "guidance_scale": guidance,
     }
-    interval = list(pipe.config.get("default_guidance_interval", ALL_STEPS))
-    if interval != ALL_STEPS:
-        options["guidance_interval"] = interval
-    for name in ("guidance_interval", "classifier_guidance_scale"):
-        if getattr(args, name, None) is not None:
-            options[name] = getattr(args, name)
+    if list(interval) != ALL_STEPS:
+        options["guidance_interval"] = list(interval)
+    if getattr(args, "classifier_guidance_scale", None) is not None:
+        options["classifier_guidance_scale"] = args.classifier_guidance_scale
     return options
 
 

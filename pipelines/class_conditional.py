@@ -330,6 +330,17 @@ def unet_conditioning(unet_config: Any, tokens: torch.Tensor | None) -> dict[str
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def guidance_of(
+    config: Any, guidance_scale: float | None = None, guidance_interval: Sequence[float] | None = None
+) -> tuple[float, Sequence[float]]:
+    """The guidance of a call, w and the part of the steps: what it gives, else what a pipeline's config recommends,
+    the part only for the recommended w; of a config that knows none w = 1, and all steps."""
+    if guidance_interval is None:
+        own = config.get("default_guidance_interval", (0.0, 1.0))
+        guidance_interval = own if guidance_scale is None else (0.0, 1.0)
+    return config.get("default_guidance_scale", 1.0) if guidance_scale is None else guidance_scale, guidance_interval
+
+
 def predict_clean(
     model_output: torch.Tensor,
     sample: torch.Tensor,
@@ -558,7 +569,8 @@ class ClassConditionalPipeline(SelfContainedPipeline):
             classifier-free guidance need.
         max_labels (`int`): T, the most labels that a picture has.
         default_guidance_scale (`float`): what `guidance_scale=None` means.
-        default_guidance_interval (`Sequence[float]`): what `guidance_interval=None` means.
+        default_guidance_interval (`Sequence[float]`): what `guidance_interval=None` means, where `guidance_scale` is
+            `None`, too; of other scales it isn't known which part of the steps they suit.
         default_num_inference_steps (`int`): what `num_inference_steps=None` means.
         default_classifier_guidance_scale (`float`): what `classifier_guidance_scale=None` means; where a UNet without
             labels is to obey some, 0 means 1.
@@ -1295,8 +1307,8 @@ class ClassConditionalPipeline(SelfContainedPipeline):
                 Salimans 2022); it acts when > 1. With a `guidance_unet`, weak + w (cond - weak) (Karras et al. 2024).
                 The pipeline's recommended one by default.
             guidance_interval (`tuple[float, float]`, *optional*): the part of the steps that is guided, 0 being the
-                first step and 1 the last (Kynkäänniemi et al. 2024); the others cost half. The pipeline's recommended
-                one by default.
+                first step and 1 the last (Kynkäänniemi et al. 2024), whatever guides; the others cost half. By default
+                the pipeline's recommended one where `guidance_scale` is its own, too, and else all.
             guidance_rescale (`float`): φ of Lin et al. 2023, eq. 16, in [0, 1].
             label_guidance_scale (*optional*): a guidance of its own for each label of a set, a sequence of numbers
                 for each entry of `labels`, w_i: uncond + w (cond - uncond) + Σ_i (w_i - w) (cond - cond without
@@ -1339,10 +1351,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
             raise ValueError("class_labels is an alias of labels; give one of them")
         labels = class_labels if labels is None else labels
         tokens = self.encode_labels(labels)  # (B, T, K) or None
-        if guidance_scale is None:
-            guidance_scale = self.config.default_guidance_scale
-        if guidance_interval is None:
-            guidance_interval = self.config.default_guidance_interval
+        guidance_scale, guidance_interval = guidance_of(self.config, guidance_scale, guidance_interval)
         if classifier_guidance_scale is None:
             classifier_guidance_scale = self.config.default_classifier_guidance_scale
             if labels is not None and num_label_classes(self.unet.config) == 0:

@@ -97,7 +97,7 @@ def test_in_latents_in_bf16_without_averages_it_draws_as_the_model_does_and_is_n
     assert (run / "samples" / "step-3.png").is_file()
     assert weights(run / "guidance_unet") != weights(run / "unet")
     card = (run / "README.md").read_text()
-    assert "leads away from its `guidance_unet`" in card and "autoguidance 1.5 in (0, 0.5)" in card
+    assert "leads away from its `guidance_unet`" in card and "autoguidance 1.5 in (0, 0.5) of the steps" in card
 
 
 def test_a_model_without_labels_is_guided_by_its_earlier_self(tmp_path):

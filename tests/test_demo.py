@@ -89,7 +89,10 @@ def test_pictures_are_those_of_a_call_with_what_was_asked_for(exhibits):
     own, _ = draw(exhibit, choice=EACH, count=4)  # by its own scheduler again, and its own settings
     pipe = make_pipeline("latent", **RECOMMENDED)
     assert own.names == ["cat", "dog", "wild", "cat"]
-    assert same(own.pictures, pipe(labels=[0, 1, 2, 0], generator=seeds(0, 1, 2, 3)).images)
+    drawn = {"labels": [0, 1, 2, 0], "guidance_scale": 1.5}
+    asked = {**drawn, "guidance_interval": (0.0, 0.5)}
+    assert same(own.pictures, pipe(**asked, generator=seeds(0, 1, 2, 3)).images)
+    assert not same(own.pictures, pipe(**drawn, generator=seeds(0, 1, 2, 3)).images)
 
 
 def test_the_way_from_noise_ends_in_the_pictures(exhibits):

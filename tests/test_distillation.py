@@ -16,6 +16,7 @@ from hwdiffusion.distillation import (
     ddim_step,
     guided_prediction,
     pseudo_huber,
+    steps_done,
     training_scheduler,
 )
 from hwdiffusion.models import swap_scheduler
@@ -95,14 +96,35 @@ def test_the_teacher_is_guided_as_the_pipeline_guides_it():
     teacher(**call, guidance_scale=2.5, output_type="latent")
     tokens = torch.nn.functional.one_hot(torch.tensor([[3], [7]]), 10).float()
     first = torch.full((2,), 950)
-    output = guided_prediction(teacher, noise, first, tokens, 2.5)
+    output = guided_prediction(teacher, noise, first, tokens, 2.5, (0, 1))
     teacher.scheduler.set_timesteps(20)
     theirs = teacher.scheduler.step(output, 950, noise).prev_sample
     torch.testing.assert_close(drawn[0], theirs, rtol=1e-4, atol=1e-5)
-    part = guided_prediction(teacher, noise, torch.tensor([950, 400]), tokens, 2.5, (0.0, 0.5))  # of the way
-    plain = guided_prediction(teacher, noise, torch.tensor([950, 400]), tokens, 1.0)
+    part = guided_prediction(teacher, noise, torch.tensor([950, 400]), tokens, 2.5, (0.0, 0.5))
+    plain = guided_prediction(teacher, noise, torch.tensor([950, 400]), tokens, 1.0, (0, 1))
     torch.testing.assert_close(part[0], output[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(part[1], plain[1])
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
+        FlowMatchEulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
+    ids=["DDIM", "flow", "shifted flow"],
+)
+def test_the_part_of_the_steps_that_is_guided_is_that_of_a_call(scheduler):
+    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    teacher = pipeline(prediction_type="flow_prediction" if flow else "v_prediction", has_null_label=True)
+    teacher.scheduler, passes = scheduler, []
+    teacher.unet.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    call = {"labels": [3], "num_inference_steps": 20, "guidance_scale": 2.5, "guidance_interval": (0.2, 0.6)}
+    teacher(**call, output_type="latent")
+    guided = torch.tensor(passes) == 2  # with and without the label
+    done = steps_done(scheduler.config, scheduler.timesteps.float())
+    assert guided.sum() == 8 and torch.equal((done >= 0.2) & (done <= 0.6), guided)
 
 
 def test_a_student_begins_as_its_teacher_and_knows_one_guidance():

@@ -58,6 +58,16 @@ def test_a_trajectory_ends_in_the_pictures_of_a_plain_call(run, tmp_path):
     assert main(["trajectory", run, "--predicted", *options]) == 0
     predicted = cells(output, 4, 3)
     assert not np.array_equal(predicted[:, 0], drawn[:, 0])
+    assert (
+        main(["trajectory", run, "--guidance_interval", "0", "1", *options]) == 0
+    )  # for the run's own, the first half
+    images = pipe(
+        labels=[0, 1, 2, 0], guidance_scale=1.5, guidance_interval=(0, 1), generator=seeds(5, 6, 7, 8)
+    ).images
+    for row, image in enumerate(images):
+        expected = np.asarray(image.convert("RGB")).repeat(4, axis=0).repeat(4, axis=1)
+        assert np.array_equal(cells(output, 4, 3)[row, -1], expected)
+    assert not np.array_equal(cells(output, 4, 3)[:, -1], drawn[:, -1])
 
 
 def test_an_empty_word_is_the_null_label(run, of_sets, tmp_path):
@@ -149,6 +159,7 @@ def test_models_without_labels_draw_too(unconditional, tmp_path):
         (["trajectory", "RUN", "--scheduler", "magic"], "--scheduler must be one of ddpm"),
         (["trajectory", "UNCONDITIONAL", "--labels", "cat"], "knows no labels; leave --labels out"),
         (["trajectory", "UNCONDITIONAL", "--guidance_scale", "2"], "needs labels or a guidance_unet"),
+        (["trajectory", "RUN", "--guidance_interval", "1", "0"], "--guidance_interval must be two numbers"),
         (["vary", "RUN", "--strength", "1.5"], "--strength must be in 0 to 1"),
         (["vary", "RUN", "--strength", "0.1"], "less than one step"),
         (["vary", "RUN", "--image", "none.png"], "--image none.png is not there"),

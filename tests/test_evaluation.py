@@ -216,10 +216,15 @@ def test_steps_without_guidance_and_half_precision_reach_the_pipeline(world, run
 
 def test_a_report_says_in_which_part_of_the_steps_a_pipeline_guides_by_itself():
     pipe = make_pipeline(default_guidance_scale=2.0, default_guidance_interval=(0.0, 0.5))
-    own, told = (parse_evaluation("evaluate", ["run", *argv]) for argv in ([], ["--guidance_interval", "0", "1"]))
-    about = {"scheduler": "DDIMScheduler", **sampling_options(pipe, own)}
-    assert how_drawn(about) == "DDIMScheduler, 4 steps, guidance 2.0 in (0, 0.5)"
-    assert sampling_options(pipe, told)["guidance_interval"] == [0.0, 1.0]
+
+    def said(*argv):
+        options = sampling_options(pipe, parse_evaluation("evaluate", ["run", *argv]))
+        return how_drawn({"scheduler": "DDIMScheduler", **options})
+
+    assert said() == "DDIMScheduler, 4 steps, guidance 2.0 in (0, 0.5) of the steps"
+    assert said("--guidance_interval", "0", "1") == "DDIMScheduler, 4 steps, guidance 2.0"
+    assert said("--guidance_scale", "3") == "DDIMScheduler, 4 steps, guidance 3.0"
+    assert said("--guidance_scale", "3", "--guidance_interval", "0.2", "1").endswith("3.0 in (0.2, 1) of the steps")
 
 
 def test_labels_are_drawn_as_often_as_held_out_pictures_have_them(world, run, refused):

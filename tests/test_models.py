@@ -207,7 +207,8 @@ def test_the_pipeline_knows_what_was_trained(section, dropout, expected):
     guided = build_pipeline(unet, build_noise_scheduler({}, False), None, data, args)
     assert guided.config.default_guidance_scale == 2.0
     assert pipeline.config["default_num_inference_steps"] == 7
-    assert pipeline.config["default_guidance_interval"] == [0.0, 0.5]
+    assert pipeline.config["default_guidance_interval"] == ([0.0, 0.5] if section else [0.0, 1.0])
+    assert guided.config["default_guidance_interval"] == [0.0, 0.5]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -181,6 +181,12 @@ def test_a_pipeline_is_guided_in_the_part_that_it_recommends(tmp_path):
     own, everywhere = run(), run(guidance_interval=(0, 1))
     torch.testing.assert_close(own, run(guidance_interval=(0.5, 1.0)))
     assert (own - everywhere).abs().max() > 1e-3
+    torch.testing.assert_close(run(guidance_scale=3.0), everywhere)  # it is said of what is recommended with it
+    settings = json.loads((tmp_path / "model_index.json").read_text())
+    del settings["default_guidance_interval"]  # as of before there was one
+    (tmp_path / "model_index.json").write_text(json.dumps(settings))
+    pipe = ClassConditionalPipeline.from_pretrained(tmp_path)
+    torch.testing.assert_close(run(), everywhere)
 
 
 def test_rescaled_guidance_has_the_deviation_of_the_conditional_output():

@@ -24,17 +24,14 @@ def train(config: Config) -> Path:
     from hwdiffusion.judge import training_judge
     from hwdiffusion.latents import LatentDataset, cached_latents, latents_to_sample
     from hwdiffusion.models import latent_shape, load_pipeline
-    from hwdiffusion.pipelines import num_label_classes
+    from hwdiffusion.pipelines import guidance_of, num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
     from hwdiffusion.trainer import Trainer
 
     args = config.args
     check_run(config)
     teacher = load_pipeline(args.teacher, "cpu")
-    scale = args.teacher_guidance_scale
-    scale = teacher.config.default_guidance_scale if scale is None else scale
-    interval = args.teacher_guidance_interval
-    interval = teacher.config.default_guidance_interval if interval is None else interval
+    scale, interval = guidance_of(teacher.config, args.teacher_guidance_scale, args.teacher_guidance_interval)
     data = load_data(args)
     check_teacher(teacher, scale, data, args)
     noise_scheduler = training_scheduler(teacher)
