@@ -60,10 +60,8 @@ def test_a_trajectory_ends_in_the_pictures_of_a_plain_call(run, tmp_path):
     assert not np.array_equal(predicted[:, 0], drawn[:, 0])
     assert (
         main(["trajectory", run, "--guidance_interval", "0", "1", *options]) == 0
-    )  # for the run's own, the first half
-    images = pipe(
-        labels=[0, 1, 2, 0], guidance_scale=1.5, guidance_interval=(0, 1), generator=seeds(5, 6, 7, 8)
-    ).images
+    )  # of its own it has the first half
+    images = pipe(labels=[0, 1, 2, 0], guidance_interval=(0, 1), generator=seeds(5, 6, 7, 8)).images
     for row, image in enumerate(images):
         expected = np.asarray(image.convert("RGB")).repeat(4, axis=0).repeat(4, axis=1)
         assert np.array_equal(cells(output, 4, 3)[row, -1], expected)
