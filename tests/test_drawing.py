@@ -58,9 +58,7 @@ def test_a_trajectory_ends_in_the_pictures_of_a_plain_call(run, tmp_path):
     assert main(["trajectory", run, "--predicted", *options]) == 0
     predicted = cells(output, 4, 3)
     assert not np.array_equal(predicted[:, 0], drawn[:, 0])
-    assert (
-        main(["trajectory", run, "--guidance_interval", "0", "1", *options]) == 0
-    )  # of its own it has the first half
+    assert main(["trajectory", run, "--guidance_interval", "0", "1", *options]) == 0  # its own is the first half
     images = pipe(labels=[0, 1, 2, 0], guidance_interval=(0, 1), generator=seeds(5, 6, 7, 8)).images
     for row, image in enumerate(images):
         expected = np.asarray(image.convert("RGB")).repeat(4, axis=0).repeat(4, axis=1)
