@@ -569,7 +569,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
             classifier-free guidance need.
         max_labels (`int`): T, the most labels that a picture has.
         default_guidance_scale (`float`): what `guidance_scale=None` means.
-        default_guidance_interval (`Sequence[float]`): what `guidance_interval=None` means, where `guidance_scale` is
+        default_guidance_interval (`list` or `tuple`): what `guidance_interval=None` means, where `guidance_scale` is
             `None`, too; of other scales it isn't known which part of the steps they suit.
         default_num_inference_steps (`int`): what `num_inference_steps=None` means.
         default_classifier_guidance_scale (`float`): what `classifier_guidance_scale=None` means; where a UNet without
@@ -594,7 +594,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         has_null_label: bool = False,
         max_labels: int = 1,
         default_guidance_scale: float = 1.0,
-        default_guidance_interval: Sequence[float] = (0.0, 1.0),
+        default_guidance_interval: list | tuple = (0.0, 1.0),
         default_num_inference_steps: int = 50,
         default_classifier_guidance_scale: float = 0.0,
     ):

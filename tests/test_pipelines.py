@@ -473,11 +473,12 @@ def test_zero_terminal_snr_is_refused_with_steps_that_do_not_divide():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_pipeline_loads_with_the_package_and_draws_the_same(kind, tmp_path):
+def test_a_saved_pipeline_loads_with_the_package_and_draws_the_same(kind, tmp_path, caplog):
     pipe = make_pipeline(kind)
     pipe.save_pretrained(tmp_path)
     loaded = ClassConditionalPipeline.from_pretrained(tmp_path)
     assert type(loaded) is ClassConditionalPipeline
+    assert not caplog.records  # nor is anything warned of
     assert loaded.id2label == pipe.id2label and loaded.config.prediction_type == "v_prediction"
     assert set(loaded.components) == set(pipe.components)
     loaded.set_progress_bar_config(disable=True)

@@ -65,7 +65,12 @@ def train(config: Config) -> Path:
 
 
 def consistency_loss(
-    teacher, guidance_scale: float, guidance_interval, noise_scheduler, num_ddim_timesteps: int, step_size: int
+    teacher,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float],
+    noise_scheduler,
+    num_ddim_timesteps: int,
+    step_size: int,
 ):
     """The loss of a student: a function of its UNet, clean samples `(B, C, H, W)`, their labels and draws."""
     import torch
