@@ -44,7 +44,7 @@ from hwdiffusion.train_scripts import train_classifier
 
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST_STAGE = 0.18  # of the budget
+FIRST_STAGE = 0.22  # of the budget
 DRAWN = {"label_frequencies": "held_out"}
 BF16 = multiplies_bf16(torch.device("cpu"))
 RESERVE = 32  # seconds of a command that are no training: imports, reading, saving, the sample grid
@@ -139,11 +139,8 @@ def main():
         if name.startswith("plain"):
             how["peers"] = hashlib.sha256((ROOT / "benchmarks" / "peers.py").read_bytes()).hexdigest()
         else:
-            how |= {
-                "preset": load_preset(args.preset if name == "ours" else "mnist-ddpm"),
-                "reserve": RESERVE,
-                "first_stage": FIRST_STAGE,
-            }
+            how |= {"preset": load_preset(args.preset if name == "ours" else "mnist-ddpm"), "reserve": RESERVE}
+            how |= {"first_stage": FIRST_STAGE} if name == "ours" else {}
         if key in rows and rows[key]["how"] == how:
             pass
         elif name.startswith("ours"):
