@@ -15,6 +15,7 @@ precision, is `OUTPUT.md`, the figures `OUTPUT.json`.
 import argparse
 import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 
 from hwdiffusion.arguments import ALL_STEPS
 from hwdiffusion.extractors import load_extractor
+from hwdiffusion.failures import exit_code
 from hwdiffusion.metrics import wilson_interval
 from hwdiffusion.models import load_pipeline, swap_scheduler
 from hwdiffusion.pipelines import guidance_of
@@ -34,7 +36,7 @@ class Cell:
     name: str
     run: str  # which of the pipelines
     dtype: str
-    steps: int
+    steps: int | None = None  # by default, as all that follows, what the run recommends
     scheduler: str | None = None
     guidance: float | None = None
     options: dict = field(default_factory=dict)
@@ -53,10 +55,11 @@ def cells(args, guidance, dtype: str) -> list[Cell]:
             Cell("pixels, DDIM 50", "pixel", dtype, 50, "ddim", 1.0, batch_size=50),
         ]
     scale, (low, high) = guidance
-    rows.append(Cell("latents, DDIM 50, guided", "latent", dtype, 50, "ddim", scale))
+    rows.append(Cell("latents, as saved", "latent", dtype))
+    rows.append(Cell(f"latents, DDIM 50, guidance {scale:g}", "latent", dtype, 50, "ddim", scale))
     for which, by, options in (
-        (", guided", scale, {}),
-        (f", guided in ({low}, {high})", scale, {"guidance_interval": (low, high)}),
+        (f", guidance {scale:g}", scale, {}),
+        (f", guidance {scale:g} in ({low:g}, {high:g})", scale, {"guidance_interval": (low, high)}),
         ("", 1.0, {}),
     ):
         for steps in args.steps:
@@ -67,7 +70,9 @@ def cells(args, guidance, dtype: str) -> list[Cell]:
     return rows
 
 
-def draw_some(cell: Cell, pipe, classifier, seed: int):
+def draw_some(cell: Cell, pipe, recommended, classifier, seed: int):
+    """A batch of a cell, by a pipeline whose scheduler was `recommended` when it was loaded."""
+    pipe.scheduler = recommended
     if cell.scheduler is not None:
         swap_scheduler(pipe, cell.scheduler)
     began = time.perf_counter()
@@ -80,6 +85,13 @@ def draw_some(cell: Cell, pipe, classifier, seed: int):
     cell.drawn = stop
 
 
+def positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {word}")
+    return number
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixel", help="a run of a pixel model")
@@ -90,7 +102,7 @@ def main():
     parser.add_argument("--guidance_scale", type=float, help="default: what the run recommends")
     parser.add_argument("--guidance_interval", type=float, nargs=2, help="default: as the run does, or 0.2 0.8")
     parser.add_argument("--num_samples", type=int, default=2000, help="of the cells that draw fast")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--torch_dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32"])
     parser.add_argument("--output", type=Path, default=Path("sampling-speed"))
@@ -109,16 +121,22 @@ def main():
     scale = scale if args.guidance_scale is None else args.guidance_scale
     interval = args.guidance_interval or (interval if list(interval) != ALL_STEPS else (0.2, 0.8))
     rows = [cell for dtype in args.torch_dtype for cell in cells(args, (scale, interval), dtype)]
+    recommended = {which: pipe.scheduler for which, pipe in pipes.items()}
     for pipe in pipes.values():
         draw(pipe, 0, 10, args.seed, num_inference_steps=2)  # warm-up
+
+    def draw_a_batch(cell: Cell):
+        which = cell.run, cell.dtype
+        draw_some(cell, pipes[which], recommended[which], classifier, args.seed)
+
     for done in range(args.rounds):
         for cell in rows:
             if cell.rounds is None or done < cell.rounds:
-                draw_some(cell, pipes[cell.run, cell.dtype], classifier, args.seed)
+                draw_a_batch(cell)
     timed = {(cell.name, cell.dtype): list(cell.seconds) for cell in rows}
     for cell in rows:
         while cell.run != "pixel" and cell.drawn < args.num_samples:
-            draw_some(cell, pipes[cell.run, cell.dtype], classifier, args.seed)
+            draw_a_batch(cell)
 
     slow = ["pixels, DDPM 1000", "pixels, DDIM 50"] if args.pixel else []
     lines = [
@@ -134,7 +152,8 @@ def main():
         ratios = "".join(f" {statistics.median(timed[name, cell.dtype]) / median:.1f} |" for name in slow)
         accuracy = f"{cell.right / cell.drawn:.4f} ({low:.4f}–{high:.4f})"
         lines.append(f"| {cell.name} | {cell.dtype} | {speed} | {accuracy} | {cell.drawn} |{ratios}")
-    figures = [
+    figures = {"runs": named, "classifier": args.classifier, "seed": args.seed, "device": str(device)}
+    figures["cells"] = [
         {"name": cell.name, "torch_dtype": cell.dtype, "right": cell.right, "n": cell.drawn,
          "batch_size": cell.batch_size, "seconds_of_a_picture": timed[cell.name, cell.dtype]} for cell in rows
     ]  # fmt: skip
@@ -144,4 +163,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("sampling_speed.py", main))

@@ -5,7 +5,8 @@
 
 Every point is a `--dry_run` of a training script, which times a run in small; all points take their turns, `--rounds`
 times, on a CPU. Of each the medians: milliseconds of a step and of one of its pictures, and seconds of the rest of the
-command, which is some seconds of imports, and then what reading the pictures costs. `growth` is the slope of
+command, which is some seconds of imports, and then what reading the pictures costs; of a step in brackets the least
+and the most of all rounds. `growth` is the slope of
 log(a step) over log(what grows): 1 where a step costs in proportion, 0 where it costs the same. Of processes a step
 has as many times the pictures, so 0 is what n processes could give at best, and 1 means that nothing was gained. The
 table is `OUTPUT.md`, the figures, of every round, `OUTPUT.json`.
@@ -87,7 +88,9 @@ def main():
             key: [statistics.median(of[key] for of in points[name, value]) for value in values]
             for key in ("step", "picture", "rest")
         }
-        cells = [name, " → ".join(map(str, values)), *(arrows(medians[key], 1000) for key in ("step", "picture"))]
+        steps_of = {value: [1000 * of["step"] for of in points[name, value]] for value in values}
+        spread = [f"{statistics.median(of):.3g} ({min(of):.3g}–{max(of):.3g})" for of in steps_of.values()]
+        cells = [name, " → ".join(map(str, values)), " → ".join(spread), arrows(medians["picture"], 1000)]
         growth = ""
         if len(values) > 1:
             steps = medians["step"]

@@ -18,6 +18,7 @@ import io
 import json
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hwdiffusion.config import parse
 from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
+from hwdiffusion.failures import exit_code
 from hwdiffusion.host import choose_attention
 from hwdiffusion.latents import cached_latents, latents_to_sample
 from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape
@@ -77,7 +79,7 @@ def ours(config, data, vqvae, folder: Path):
         to_sample = latents_to_sample(vqvae.config, args.random_flip)
     loss_of = denoising_loss(noise_scheduler, unet.config, args, trainer.step_size)
     choose_attention(unet, args.mixed_precision, trainer.device)
-    unet = trainer.add_model("unet", unet, args.learning_rate)
+    unet = trainer.add_model("unet", unet, args.learning_rate, torch_compile=args.torch_compile)
     for batch in trainer.batches(dataset, lambda folder: None):
         stored, labels = batch.data
         loss = loss_of(unet, to_sample(stored, batch.draws), labels, batch.draws)
@@ -197,7 +199,8 @@ def work(which: str, argv: list[str], folder: str, pipe):
         pipe.send(turn(loop, steps))
     with profile() as profiler:  # of the CPU, and of a GPU that is there
         turn(loop, 3)
-    pipe.send(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=48))
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    pipe.send(profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=48))
     loop.close()
 
 
@@ -218,13 +221,15 @@ def main():
     parser.add_argument("--train_data_dir")
     parser.add_argument("--train_batch_size", type=int, default=64)
     parser.add_argument("--mixed_precision", default="no", choices=["no", "bf16"])
+    parser.add_argument("--torch_compile", default="no", choices=["no", "regional", "full"], help="of ours")
     parser.add_argument("--steps", type=int, default=10, help="of a turn")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--output", type=Path, default=Path("step-speed"))
     args = parser.parse_args()
 
     argv = [args.script, "--preset", args.preset, "--train_batch_size", str(args.train_batch_size)]
-    argv += ["--mixed_precision", args.mixed_precision, "--max_train_steps", "1000000"]
+    argv += ["--mixed_precision", args.mixed_precision, "--torch_compile", args.torch_compile]
+    argv += ["--max_train_steps", "1000000"]
     argv += ["--checkpointing_steps", "1000000"]
     argv += [] if args.train_data_dir is None else ["--train_data_dir", args.train_data_dir]
     context, pipes, seconds = multiprocessing.get_context("spawn"), {}, {"ours": [], "plain": []}
@@ -238,6 +243,7 @@ def main():
         for which in seconds:
             pipes[which], theirs = context.Pipe()
             context.Process(target=work, args=(which, argv, folder, theirs), daemon=True).start()
+            theirs.close()  # so that a process that fails ends the wait for it
             pipes[which].recv()
         for _ in range(args.rounds):
             for which, pipe in pipes.items():
@@ -250,6 +256,7 @@ def main():
     figures = {
         "preset": args.preset,
         "mixed_precision": args.mixed_precision,
+        "torch_compile": args.torch_compile,
         "train_batch_size": args.train_batch_size,
         "images_per_second": {name: args.train_batch_size / statistics.median(of) for name, of in seconds.items()},
         "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
@@ -272,4 +279,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("step_speed.py", main))

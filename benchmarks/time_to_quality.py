@@ -31,27 +31,29 @@ from accelerate.utils import parse_flag_from_env
 
 from hwdiffusion.arguments import EvaluationArguments
 from hwdiffusion.config import load_preset
-from hwdiffusion.data import load_data, to_model_range
+from hwdiffusion.data import load_data
 from hwdiffusion.evaluation import evaluate
 from hwdiffusion.extractors import load_extractor
+from hwdiffusion.failures import exit_code
 from hwdiffusion.figures import read_metrics
 from hwdiffusion.models import load_autoencoder
-from hwdiffusion.pipelines import raw_latents
 from hwdiffusion.precision import multiplies_bf16
+from hwdiffusion.reconstruction import reconstruct
 from hwdiffusion.reference import data_arguments
 from hwdiffusion.samples import save_npz
 from hwdiffusion.train_scripts import train_classifier
 
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST_STAGE = 0.22  # of the budget
+ROWS = ["ours", "ours, pixels", "plain latents", "plain pixels"]
+FIRST_STAGE = 0.22  # of the budget but for RESERVE
 DRAWN = {"label_frequencies": "held_out"}
 BF16 = multiplies_bf16(torch.device("cpu"))
 RESERVE = 32  # seconds of a command that are no training: imports, reading, saving, the sample grid
 
 
 def train_ours(args, run: Path) -> float:
-    training = max(10.0, args.budget - RESERVE)
+    training = args.budget - RESERVE
     first = FIRST_STAGE * training
     return timed(
         [
@@ -68,7 +70,7 @@ def train_pixels(args, run: Path) -> float:
         [
             str(ROOT / "train_scripts" / "train_ddpm.py"),
             *["--preset", "mnist-ddpm", "--train_data_dir", args.train_data_dir, "--output_dir", str(run)],
-            *["--max_train_seconds", f"{max(10.0, args.budget - RESERVE):.0f}", "--lr_warmup_steps", "50"],
+            *["--max_train_seconds", f"{args.budget - RESERVE:.0f}", "--lr_warmup_steps", "50"],
             *["--mixed_precision", "auto", "--num_inference_steps", "20"],
             *["--checkpointing_steps", "1000000", "--overwrite_output_dir"],
         ]
@@ -120,13 +122,18 @@ def main():
     parser.add_argument("--classifier", required=True, help="a folder of train_classifier.py")
     parser.add_argument("--num_samples", type=int, default=10_000, help="of latent models")
     parser.add_argument("--num_pixel_samples", type=int, default=1000)
-    parser.add_argument("--rows", nargs="*", default=["ours", "ours, pixels", "plain latents", "plain pixels"])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--output", type=Path, default=Path("time-to-quality"))
     args = parser.parse_args()
     if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         parser.error("the plain loops are of a CPU; set ACCELERATE_USE_CPU=true, so that ours are, too")
 
-    load_extractor("classifier", args.classifier)  # what is wrong is said before anything is trained
+    # what is wrong is said before anything is trained
+    if args.budget <= RESERVE:
+        parser.error(f"--budget must be more than the {RESERVE} seconds that aren't training, not {args.budget:g}")
+    load_preset(args.preset)
+    load_data(data_arguments(args.train_data_dir, [28, 28], "L"))
+    load_extractor("classifier", args.classifier)
     args.output.mkdir(parents=True, exist_ok=True)
     kept = args.output.with_suffix(".json")
     rows = json.loads(kept.read_text()) if kept.is_file() else {}
@@ -157,7 +164,7 @@ def main():
         if name == "ours" and rows.get(ceiling, {}).get("how") != how:
             kept.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
             images = args.output / f"{folder.name}-reconstructions.npz"
-            reconstruct(args, folder, images)
+            save_reconstructions(args, folder, images)
             floor = judged(args, args.output, f"{folder.name}-reconstructions", count, images=str(images), **of_mnist)
             rows[ceiling] = {"how": how, "seconds": None, "images_seen": None, "report": floor}
         kept.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
@@ -196,7 +203,7 @@ def columns(report: dict) -> dict[str, str]:
 
 
 @torch.no_grad()
-def reconstruct(args, run: Path, output: Path):
+def save_reconstructions(args, run: Path, output: Path):
     """The first training digits, by a run's autoencoder: what its samples would be, had the second stage no flaw."""
     data = load_data(data_arguments(args.train_data_dir, [28, 28], "L"))
     vqvae = load_autoencoder(str(run), 1, (28, 28)).eval()
@@ -204,11 +211,10 @@ def reconstruct(args, run: Path, output: Path):
     def batches():
         for start in range(0, args.num_samples, 250):
             images, labels = data.train[range(start, min(start + 250, args.num_samples))]
-            decoded = vqvae.decode(raw_latents(vqvae, to_model_range(images))).sample
-            yield ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), labels
+            yield reconstruct(vqvae, images)[0], labels
 
     save_npz(output, batches(), data.train.class_names)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("time_to_quality.py", main))

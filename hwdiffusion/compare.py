@@ -6,7 +6,9 @@ same real pictures, by the same extractor.
 
 import dataclasses
 import json
+import os
 import re
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +26,21 @@ from hwdiffusion.label_sets import names_of, number_of_samples, read_label_sets,
 from hwdiffusion.reference import load_real_side, run_settings
 from hwdiffusion.report import comparison_table, write_json
 from hwdiffusion.run_folder import current_processes, make_folder
-from hwdiffusion.samples import draw, image_mode_of, networks, sampling_options, scheduler_digest, scheduler_name
+from hwdiffusion.samples import (
+    draw,
+    image_mode_of,
+    networks,
+    sampling_options,
+    scheduler_digest,
+    scheduler_name,
+    sets_digest,
+)
 from hwdiffusion.sources import few
 from hwdiffusion.training_log import METRICS_FILE
 
 
 ROWS = 10  # labels in the picture
-TIMED = 100  # pictures by which the speed of sampling is measured
+TIMED = 100  # pictures by which the speed of sampling is measured, again and again
 
 # What says by whom, and against what, runs are judged; where it is given, saved evaluations must fit it.
 _OF_THE_JUDGE = {"classifier", "extractor", "extractor_weights", "reference", "train_data_dir", "metrics",
@@ -66,17 +76,17 @@ def compare(args: CompareArguments, train_classifier: Callable) -> list[dict]:
     make_folder(output_dir)
 
     sets = _sets_to_show(next(iter(pipes.values())), next(iter(arguments.values())), judge)
-    rows = []
-    for run, pipe in pipes.items():
-        rows.append(
-            {
-                **reports[run],
-                "run": Path(run).name,
-                "parameters": sum(parameter.numel() for part in networks(pipe) for parameter in part.parameters()),
-                "training": training_of(run),
-                "speed": sampling_speed(pipe, arguments[run], sets),
-            }
-        )
+    names, speeds = names_apart(args.runs), sampling_speeds(pipes, arguments, sets)
+    rows = [
+        {
+            **reports[run],
+            "run": names[run],
+            "parameters": sum(parameter.numel() for part in networks(pipe) for parameter in part.parameters()),
+            "training": training_of(run),
+            "speed": speeds[run],
+        }
+        for run, pipe in pipes.items()
+    ]
     write_json(output_dir / "compare.json", rows)
     table = comparison_table(rows, device.type)
     (output_dir / "compare.md").write_text(table + "\n", encoding="utf-8")
@@ -91,8 +101,19 @@ def arguments_of(args: CompareArguments, run: str) -> EvaluationArguments:
     one = EvaluationArguments(**{**shared, "run": run})
     own = output_folder("evaluate", one)
     if any((place / "evaluation.json").is_file() for place in (own, Path(run))):  # which stays as it is
-        own = Path(args.output_dir) / re.sub(r"[^\w.-]+", "-", run).strip("-.") / own.name
+        own = Path(args.output_dir) / ("evaluation-of-" + re.sub(r"[^\w.-]+", "-", run).strip("-.")) / own.name
     return dataclasses.replace(one, output_dir=str(own))
+
+
+def names_apart(runs: list[str]) -> dict[str, str]:
+    """The last part of each run's path, and of the parts before it as many as tell the runs apart."""
+    parts = {run: Path(os.path.abspath(run) if Path(run).exists() else run).parts for run in runs}
+    names: dict[str, str] = {}
+    for depth in range(1, 1 + max(map(len, parts.values()))):
+        names = {run: "/".join(those[-depth:]).replace("//", "/") for run, those in parts.items()}
+        if len({*names.values()}) == len(runs):
+            break
+    return names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,9 +162,11 @@ def saved_report(pipe, digest: str, args: EvaluationArguments) -> dict | None:
         "weights_sha256": digest,
     }
     file = None if args.label_sets is None else Path(args.label_sets).name
+    digest_of_sets = None if file is None else sets_digest(read_label_sets(args.label_sets, pipe))
 
     def fits(sampling: dict) -> bool:
-        same_sets = sampling.get("label_sets", {}).get("file") == file
+        sets = sampling.get("label_sets", {})  # without a file those of the held-out pictures
+        same_sets = sets.get("file") == file and digest_of_sets in (None, sets.get("sha256"))
         same_sets &= ("label_frequencies" in sampling) == (args.label_frequencies != "equal")
         return same_sets and all(sampling.get(key) == value for key, value in asked.items())
 
@@ -212,7 +235,9 @@ def training_of(run: str) -> dict:
     """What a run's training took, with that of its first stage: `seconds`, `images` seen and the most memory,
     `peak_memory_gb`; empty where its checkpoints are not there. `given` says what it was given
     that was trained before, which isn't counted: an autoencoder, a teacher."""
-    stages = [stage for stage in (Path(run), Path(run, "first-stage")) if stage.is_dir()]
+    folder = Path(run)
+    whole = folder.parent if (folder / STATE_FILE).is_file() else folder  # `folder` may be a checkpoint
+    stages = [stage for stage in (folder, whole / "first-stage") if stage.is_dir()]
     known: dict = {}
     for stage in stages:
         state = _newest_state(stage)
@@ -238,19 +263,49 @@ def _newest_state(folder: Path) -> dict | None:
     return torch.load(whole / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)
 
 
-def sampling_speed(pipe, args: EvaluationArguments, sets: torch.Tensor | None) -> dict:
-    """Pictures a second, drawn in one batch, and on a GPU the memory that it takes beside other models' weights."""
-    options = sampling_options(pipe, args)
+def sampling_speeds(pipes: dict, arguments: dict, sets: torch.Tensor | None) -> dict[str, dict]:
+    """Of each run the pictures a second, drawn `n` at once: the median of several `rounds`, with the `slowest` and the
+    `fastest`, and on a GPU the memory that it takes beside other models' weights. The runs draw in turn, so that a
+    machine that gets busier slows all of them, each until a second has passed or more."""
+    for run, pipe in pipes.items():
+        _timed_draw(pipe, arguments[run], sets)  # what is done once, at first, doesn't count
+    timed: dict[str, list[dict]] = {run: [] for run in pipes}
+    while waiting := [run for run, rounds in timed.items() if not _suffice([one["seconds"] for one in rounds])]:
+        for run in waiting:
+            timed[run].append(_timed_draw(pipes[run], arguments[run], sets))
+    measured = {}
+    for run, rounds in timed.items():
+        count = rounds[0]["n"]
+        speeds = [count / one["seconds"] for one in rounds]
+        measured[run] = {
+            "n": count,
+            "images_per_second": statistics.median(speeds),
+            "slowest": min(speeds),
+            "fastest": max(speeds),
+            "rounds": len(rounds),
+            "device": pipes[run].device.type,
+        }
+        if "memory_gb" in rounds[0]:
+            measured[run]["memory_gb"] = max(one["memory_gb"] for one in rounds)
+    return measured
+
+
+def _suffice(seconds: list[float]) -> bool:
+    return sum(seconds) >= 10 or (sum(seconds) >= 1 and len(seconds) >= 3)
+
+
+def _timed_draw(pipe, args: EvaluationArguments, sets: torch.Tensor | None) -> dict:
     device, count = pipe.device, min(TIMED, args.batch_size)
-    draw(pipe, 0, count, args.seed, sets, **options)  # what is done once, at first, isn't timed
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     began = time.perf_counter()
-    draw(pipe, 0, count, args.seed, sets, **options)  # on the CPU at its end, so nothing is under way
-    measured = {"n": count, "images_per_second": count / (time.perf_counter() - began), "device": device.type}
+    draw(
+        pipe, 0, count, args.seed, sets, **sampling_options(pipe, args)
+    )  # on the CPU at its end: nothing is under way
+    measured: dict = {"n": count, "seconds": time.perf_counter() - began}
     if on_gpu:
         weights = sum(tensor.nbytes for part in networks(pipe) for tensor in part.state_dict().values())
         measured["memory_gb"] = (torch.cuda.max_memory_allocated(device) - before + weights) / 2**30
@@ -278,12 +333,14 @@ def side_by_side(pipes: dict, arguments: dict, sets: torch.Tensor | None, column
     """A row a label (or set of them), and in it some pictures of each run, which are drawn by the same seeds."""
     rows = ROWS if sets is None else min(ROWS, len(sets))
     names = None if sets is None else [", ".join(names_of(ids, next(iter(pipes.values())).id2label)) for ids in sets]
-    count = rows * columns
+    count, apart = rows * columns, names_apart([*pipes])
     repeated = None if sets is None else sets[:rows].repeat_interleave(columns, dim=0)  # (rows · columns, T)
     grids, titles = [], []
     for place, (run, pipe) in enumerate(pipes.items()):
-        images = draw(pipe, 0, count, arguments[run].seed, repeated, **sampling_options(pipe, arguments[run]))
-        pictures = figures.to_pil(images.float() / 127.5 - 1)
+        args, options = arguments[run], sampling_options(pipe, arguments[run])
+        starts = range(0, count, args.batch_size)
+        parts = [draw(pipe, at, min(at + args.batch_size, count), args.seed, repeated, **options) for at in starts]
+        pictures = figures.to_pil(torch.cat(parts).float() / 127.5 - 1)
         grids.append(figures.image_grid(pictures, columns, names[:rows] if names and place == 0 else None))
-        titles.append(Path(run).name)
+        titles.append(apart[run])
     return figures.beside_each_other(grids, titles)

@@ -234,7 +234,7 @@ def parse(script: str, argv: list[str] | None = None) -> Config:
         if key not in known_anywhere:
             known = sorted({*known_anywhere, *MODEL_SECTIONS, *SCRIPTS})
             raise InputError(f"preset {name} has an unknown key {key!r}{_nearest(key, known)}")
-    given = {flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
+    given = _given(flags)
     if {"vae", "vqvae"} <= given:
         raise InputError("--vae is another name of --vqvae; give one of them")
     of_first_stage = [f"--{section}.{key}" for section, key in overrides if section in ("vqvae", "train_vqgan")]
@@ -328,7 +328,7 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
         raise InputError("--images needs --resolution, the size at which both sides are compared")
     require(args.num_samples >= 1, "num_samples", "at least 1")
     require(args.num_seeds >= 2, "num_seeds", "at least 2")
-    given = {word.split("=")[0].replace("-", "_").removeprefix("__") for word in argv if word.startswith("--")}
+    given = _given(argv)
     if args.label_sets is not None and "num_samples" in given:
         raise InputError("with --label_sets a run draws each of them --num_seeds times; leave --num_samples out")
     if args.label_sets is None and "num_seeds" in given:
@@ -398,7 +398,8 @@ def parse_comparison(argv: list[str]) -> CompareArguments:
         _parse_flags(CompareArguments, "hwdiffusion compare", ["--help"])
     if len(runs) < 2:
         raise InputError("name at least two run folders or Hub ids to compare, before all flags")
-    twice = next((run for run in runs if runs.count(run) > 1), None)
+    places = [os.path.abspath(run) if Path(run).exists() else run for run in runs]
+    twice = next((run for run, place in zip(runs, places) if places.count(place) > 1), None)
     if twice is not None:
         raise InputError(f"{twice} is named twice; name each run once")
     args = parse_evaluation("compare", [*flags, "--run", runs[0]])
@@ -406,7 +407,7 @@ def parse_comparison(argv: list[str]) -> CompareArguments:
     require(1 <= args.columns <= 100, "columns", "in 1 to 100")
     if args.metrics and "cas" in args.metrics:
         raise InputError("cas trains two classifiers for every run; take it with `hwdiffusion evaluate`")
-    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in flags if word.startswith("--")}
+    given = _given(flags)
     args.runs, args.given = runs, sorted(given)
     if "output_dir" not in given:
         args.output_dir = str(Path("runs", "compare"))
@@ -717,6 +718,11 @@ def _as_argv(flags: dict, preset: str) -> list[str]:
         values = value if isinstance(value, list) else [value]
         argv += [f"--{key}", *(str(item) for item in values)]
     return argv
+
+
+def _given(words: list[str]) -> set[str]:
+    """The flags that are typed on a command line, as fields are named."""
+    return {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
 
 
 def _nearest(word: str, known) -> str:

@@ -21,7 +21,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from hwdiffusion.objectives import FLOW_PREDICTION, is_flow, levels, prediction_type_of
+from hwdiffusion.objectives import FLOW_PREDICTION, is_flow, levels, prediction_type_of, shift_of
 from hwdiffusion.pipelines import ClassConditionalPipeline, predict_clean, unet_conditioning
 
 
@@ -33,8 +33,7 @@ def training_scheduler(teacher: ClassConditionalPipeline):
     """The scheduler that a pipeline was trained by: its own may be any that samples it."""
     if teacher.config.prediction_type == FLOW_PREDICTION:
         config = teacher.scheduler.config
-        shift = config.get("shift", config.get("flow_shift", 1.0))  # the same by another name
-        return FlowMatchEulerDiscreteScheduler.from_config(config, shift=shift)
+        return FlowMatchEulerDiscreteScheduler.from_config(config, shift=shift_of(config))
     return DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=teacher.config.prediction_type)
 
 
@@ -111,7 +110,7 @@ def steps_done(scheduler_config, timesteps: torch.Tensor) -> torch.Tensor:
     """The part of a scheduler's steps that lies before timesteps `(B,)`, in [0, 1), if they are many: they are even in
     the timesteps, of flows before these are shifted."""
     left = timesteps / scheduler_config.num_train_timesteps
-    shift = scheduler_config.get("shift", scheduler_config.get("flow_shift", 1.0))  # the same by another name
+    shift = shift_of(scheduler_config)
     return 1 - left / (shift - (shift - 1) * left)
 
 

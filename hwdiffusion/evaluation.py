@@ -104,7 +104,8 @@ def start(args: EvaluationArguments) -> torch.device:
     prepare_host(processes.device)
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder")
-    ours = ("*evaluation.json", "sweep.json", "compare.json", "samples-*", "classifier-*", "cas-*", "samples*")
+    ours = ("*evaluation.json", "evaluation-of-*", "sweep.json", "compare.json")
+    ours += ("classifier-*", "cas-*", "samples*")
     folder = Path(args.output_dir)
     if folder.is_dir() and any(folder.iterdir()) and not any(any(folder.glob(pattern)) for pattern in ours):
         raise InputError(f"--output_dir {folder} holds something else than an evaluation; name another folder")

@@ -5,6 +5,7 @@ What the data decides (channels, sizes, the number of classes) is filled in; wha
 
 import difflib
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from hwdiffusion import InputError
 from hwdiffusion.arguments import ALL_STEPS
-from hwdiffusion.objectives import FLOW_PREDICTION, PREDICTION_TYPES, is_flow, prediction_type_of
+from hwdiffusion.objectives import FLOW_PREDICTION, PREDICTION_TYPES, is_flow, prediction_type_of, shift_of
 from hwdiffusion.pipelines import (
     ClassConditionalGANPipeline,
     ClassConditionalPipeline,
@@ -212,19 +213,22 @@ def build_critic(section: dict, sample_shape: tuple[int, int, int], num_classes:
     """A `ProjectionCritic` of pictures `(B, *sample_shape)` and labels of `num_classes` classes, 0 for none.
 
     Raises:
-        InputError: a key that isn't known, pictures that it halves too often.
+        InputError: a key that isn't known, pictures that it can't halve evenly as often as it would.
     """
     channels, *size = sample_shape
     section = _completed("critic", section, in_channels=channels, num_classes=num_classes)
     _check_keys("critic", section, ProjectionCritic)
     _check_norm_groups("critic", {**section, "norm_num_groups": 1})  # it has no norm: widths alone are looked at
     critic = _build("critic", ProjectionCritic, section)
-    finest = min(size) // section.get("patch_size", 1)
-    if finest >> len(critic.down_blocks) == 0:
+    patch, height_by_width = section.get("patch_size", 1), "x".join(map(str, size))
+    if any(side % patch for side in size):
+        raise InputError(f"patch_size in section critic is {patch}, by which {height_by_width} is not divisible")
+    divisor = math.gcd(*size) // patch
+    evenly = (divisor & -divisor).bit_length() - 1  # times: the number of zeros that it ends with in binary
+    if len(critic.down_blocks) > evenly:  # a pool would leave out the last row and column
         raise InputError(
-            f"section critic halves feature maps of {finest} pixels {len(critic.down_blocks)} times, which is too "
-            f"often; give at most {max(1, finest.bit_length())} block_out_channels, and a patch_size of at most "
-            f"{min(size)}"
+            f"section critic halves pictures of {height_by_width}, in patches of {patch}, {len(critic.down_blocks)} "
+            f"times, which is too often to be even; give at most {evenly + 1} block_out_channels"
         )
     return critic
 
@@ -385,12 +389,11 @@ def swap_scheduler(pipeline: ClassConditionalPipeline, name: str):
     samplers, config = SAMPLERS, dict(pipeline.scheduler.config)
     if pipeline.config.prediction_type == FLOW_PREDICTION:
         samplers = FLOW_SAMPLERS
-        shift = config.get("shift", config.get("flow_shift", 1.0))  # the same by another name
         if name not in samplers:
             raise ValueError(f"the model predicts a flow, which {', '.join(samplers)} sample")
     cls, settings = samplers[name]
     if samplers is FLOW_SAMPLERS:
-        settings = {**settings, "flow_shift" if "use_flow_sigmas" in settings else "shift": shift}
+        settings = {**settings, "flow_shift" if "use_flow_sigmas" in settings else "shift": shift_of(config)}
     pipeline.scheduler = cls.from_config(config, **settings)
 
 

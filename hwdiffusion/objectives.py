@@ -21,6 +21,11 @@ def is_flow(noise_scheduler) -> bool:
     return isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler)
 
 
+def shift_of(scheduler_config) -> float:
+    """How far a flow's timesteps are shifted to noise, which schedulers' configs call by two names."""
+    return scheduler_config.get("shift", scheduler_config.get("flow_shift", 1.0))
+
+
 def prediction_type_of(noise_scheduler) -> str:
     """What a UNet that is trained with it predicts."""
     return FLOW_PREDICTION if is_flow(noise_scheduler) else noise_scheduler.config.prediction_type

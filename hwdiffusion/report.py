@@ -104,16 +104,17 @@ def in_part(interval: Sequence[float]) -> str:
 
 def how_drawn(sampling: dict) -> str:
     """How samples were drawn, in a few words."""
-    often = ", labels as often as held out" if "label_frequencies" in sampling else ""
+    rest = f", {sampling['torch_dtype']}" if "torch_dtype" in sampling else ""
+    rest += ", labels as often as held out" if "label_frequencies" in sampling else ""
     if sampling["scheduler"] is None:
-        return "one pass of the generator" + often
+        return "one pass of the generator" + rest
     guidance = "autoguidance" if "autoguidance" in sampling else "guidance"
     how = "{scheduler}, {num_inference_steps} steps, {guidance} {guidance_scale}".format(**sampling, guidance=guidance)
     if "guidance_interval" in sampling:
         how += in_part(sampling["guidance_interval"])
     if "classifier_guidance_scale" in sampling:
         how += f", classifier guidance {sampling['classifier_guidance_scale']:g} by {sampling['guide']['model']}"
-    return f"{how}, {sampling['torch_dtype']}{often}" if "torch_dtype" in sampling else how + often
+    return how + rest
 
 
 def _share(scores: dict) -> str:

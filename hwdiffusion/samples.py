@@ -56,6 +56,11 @@ def scheduler_digest(pipe) -> str | None:
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
+def sets_digest(sets: torch.Tensor) -> str:
+    """Some digits that differ between sets of labels `(S, T)`, or orders of them."""
+    return hashlib.sha256(f"{sets.tolist()}".encode()).hexdigest()[:16]
+
+
 class Samples:
     """Samples of a pipeline, kept in files of `CHUNK` until the evaluation is done; those that are there stay.
 
@@ -91,7 +96,7 @@ class Samples:
                 "file": None if args.label_sets is None else Path(args.label_sets).name,
                 "sets": len(sets),
                 "seeds": self.repetitions,
-                "sha256": hashlib.sha256(f"{sets.tolist()}".encode()).hexdigest()[:16],
+                "sha256": sets_digest(sets),
             }
         elif sets is not None and args.label_frequencies != "equal":
             drawn = labels_in_turn(sets, 0, number_of_samples(args, sets)).flatten()

@@ -152,17 +152,18 @@ def standing_statistics(generator, tokens: torch.Tensor | None, seed: int, batch
         return
     kept = [({name: buffer.clone() for name, buffer in norm.named_buffers()}, norm.momentum) for norm in norms]
     training = generator.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-    generator.train()
-    with torch.no_grad():
-        for noise, labels in _batches(generator, tokens, seed, batch_size, batches):
-            generator(noise, labels)
-    generator.train(training)
     try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        generator.train()
+        with torch.no_grad():
+            for noise, labels in _batches(generator, tokens, seed, batch_size, batches):
+                generator(noise, labels)
+        generator.train(training)
         yield
     finally:
+        generator.train(training)
         for norm, (buffers, momentum) in zip(norms, kept):
             norm.momentum = momentum
             for name, buffer in norm.named_buffers():

@@ -44,10 +44,10 @@ def truncate(noise: torch.Tensor, threshold: float) -> torch.Tensor:
     So a picture still belongs to its generator, and changes steadily with the threshold, which drawing anew what lies
     outside would not do.
     """
-    bound = torch.tensor(threshold, dtype=torch.float64, device=noise.device)
+    bound = torch.tensor(threshold, dtype=torch.float64)  # on the CPU, since not every device has float64
     low, high = torch.special.ndtr(-bound), torch.special.ndtr(bound)
-    quantiles = low + (high - low) * torch.special.ndtr(noise.double())
-    return torch.special.ndtri(quantiles).clamp(-threshold, threshold).to(noise.dtype)
+    quantiles = low + (high - low) * torch.special.ndtr(noise.cpu().double())
+    return torch.special.ndtri(quantiles).clamp(-threshold, threshold).to(noise)
 
 
 class ClassConditionalGANPipeline(SelfContainedPipeline):

@@ -24,6 +24,11 @@ MAIN = {
     "train_wgan": train_wgan.main,
     "train_classifier": train_classifier.main,
 }
+# the plain `--num_processes 2 --cpu` would silently run one
+LAUNCH_TWO = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--main_process_port", "0"]  # fmt: skip
+
 TINY_PRESET = {
     "dataset_name": "digits",
     "resolution": 16,

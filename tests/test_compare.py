@@ -11,7 +11,7 @@ from running import TINY_PRESET, write_preset
 from test_label_sets import write_pictures
 
 from hwdiffusion import cli
-from hwdiffusion.compare import training_of
+from hwdiffusion.compare import names_apart, training_of
 from hwdiffusion.pipelines import ClassConditionalGANPipeline, ClassConditionalPipeline
 from hwdiffusion.train_scripts import train_classifier, train_ddpm, train_ldm, train_wgan
 
@@ -48,7 +48,8 @@ def compare(runs, *argv, code=0):
 
 def test_runs_of_every_kind_are_put_side_by_side(runs, monkeypatch, capsys):
     judged = ["--classifier", runs / "judge", "--num_samples", "60"]
-    rows = compare(runs, runs / "pixels", runs / "latents", runs / "gan", *judged, "--columns", "3")
+    at_once = ["--columns", "3", "--batch_size", "16"]
+    rows = compare(runs, runs / "pixels", runs / "latents", runs / "gan", *judged, *at_once)
     assert [row["run"] for row in rows] == ["pixels", "latents", "gan"]
     table = (runs / "out" / "compare.md").read_text()
     assert table.strip() in capsys.readouterr().out
@@ -65,7 +66,9 @@ def test_runs_of_every_kind_are_put_side_by_side(runs, monkeypatch, capsys):
     networks = [[pixels.unet], [latents.unet, latents.vqvae], [gan.generator]]
     for row, parts in zip(rows, networks):
         assert row["parameters"] == sum(weight.numel() for part in parts for weight in part.parameters())
-        assert row["n"] == 60 and row["speed"]["images_per_second"] > 0 and row["training"]["seconds"] > 0
+        assert row["n"] == 60 and row["training"]["seconds"] > 0
+        speed = row["speed"]
+        assert 0 < speed["slowest"] <= speed["images_per_second"] <= speed["fastest"] and speed["rounds"] >= 3
     assert [row["training"]["images"] for row in rows] == [64, 128, 64]  # of both stages together
     picture = Image.open(runs / "out" / "compare.png")
     assert picture.height > 10 * 64 and picture.width > 9 * 64  # ten labels, three pictures of three runs
@@ -109,10 +112,35 @@ def test_an_evaluation_of_other_weights_or_of_another_number_does_not_count(runs
     assert changed[1]["distances"]["frechet_distance"] != rows[1]["distances"]["frechet_distance"]
 
 
+def test_a_comparison_that_was_broken_off_goes_on(runs, monkeypatch):
+    judged = ["--classifier", str(runs / "judge"), "--num_samples"]
+    for name in ("pixels", "gan"):
+        assert cli.main(["evaluate", str(runs / name), *judged, "60"]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("hwdiffusion.compare.make_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        compare(runs, runs / "pixels", runs / "gan", *judged, "50", code=130)
+    assert not (runs / "out" / "compare.json").exists() and any((runs / "out").iterdir())
+    monkeypatch.setattr("hwdiffusion.evaluation.Samples.draw", lambda *_: pytest.fail("drawn again"))
+    rows = compare(runs, runs / "pixels", runs / "gan", *judged, "50")
+    assert [row["n"] for row in rows] == [50, 50]
+
+
+def test_runs_are_called_by_what_tells_them_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/best", "b/best", "here"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert names_apart(["a/best", "here"]) == {"a/best": "best", "here": "here"}
+    assert names_apart(["a/best", "b/best/"]) == {"a/best": "a/best", "b/best/": "b/best"}
+    assert names_apart(["somebody/best", "a/best"]) == {"somebody/best": "somebody/best", "a/best": "a/best"}
+    monkeypatch.chdir(tmp_path / "here")
+    assert names_apart([".", "../a/best"]) == {".": "here", "../a/best": "best"}
+
+
 def test_what_training_took_is_that_of_all_stages_or_said_to_be_unknown(runs):
     first, second = training_of(str(runs / "latents" / "first-stage")), training_of(str(runs / "latents"))
     assert second["images"] == 2 * first["images"] and second["seconds"] > first["seconds"]
     assert training_of(str(runs / "gan" / "checkpoint-4"))["images"] == 64
+    assert training_of(str(runs / "latents" / "checkpoint-4"))["images"] == second["images"]
     shutil.rmtree(runs / "latents" / "first-stage" / "checkpoint-4")
     assert training_of(str(runs / "latents")) == {}
 
@@ -130,6 +158,9 @@ def test_pictures_of_sets_are_compared_by_the_same_sets(tmp_path):
     assert [row["n"] for row in rows] == [4, 4] and all(row["metrics"] == ["labels"] for row in rows)
     assert (tmp_path / "gan" / "evaluation-test" / "evaluation.json").is_file()
     assert rows[0]["sampling"]["label_sets"] == rows[1]["sampling"]["label_sets"]
+    (tmp_path / "test.json").write_text(json.dumps([["upper left"], ["lower right"]]))
+    changed = compare(tmp_path, *named, "--label_sets", tmp_path / "test.json", "--num_seeds", "2")
+    assert changed[0]["sampling"]["label_sets"]["sha256"] != rows[0]["sampling"]["label_sets"]["sha256"]
     rows = compare(tmp_path, *named, "--num_samples", "40")  # of the held-out pictures' sets
     assert all("frechet_distance" in row["distances"] for row in rows)
     assert rows[0]["sampling"]["label_sets"] == rows[1]["sampling"]["label_sets"]
@@ -178,6 +209,7 @@ def test_runs_that_do_not_compare_are_refused_before_anything_is_drawn(runs, ref
 def test_a_command_that_says_too_little_or_too_much(runs, refused):
     assert "name at least two run folders" in refused(runs / "gan")
     assert "is named twice" in refused(runs / "gan", runs / "gan")
+    assert "is named twice" in refused(runs / "gan", f"{runs / 'gan'}/")
     assert "neither a run folder nor a pipeline" in refused(runs / "gan", runs / "judge")
     assert "neither --images nor" in refused(runs / "gan", runs / "pixels", "--save_images", "png")
     assert "--columns must be in 1 to 100" in refused(runs / "gan", runs / "pixels", "--columns", "0")

@@ -1,5 +1,6 @@
 """Few-step students: the equations against the schedulers that sample by them, and train_distill.py itself."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -83,8 +84,14 @@ def pipeline(**config) -> ClassConditionalPipeline:
     )
 
 
-def test_the_teacher_is_guided_as_the_pipeline_guides_it():
-    teacher = pipeline(prediction_type="v_prediction", has_null_label=True)
+@pytest.mark.parametrize("by", ["the null label", "a weaker UNet"])
+def test_the_teacher_is_guided_as_the_pipeline_guides_it(by):
+    teacher = pipeline(prediction_type="v_prediction", has_null_label=by == "the null label")
+    if by == "a weaker UNet":
+        weaker = copy.deepcopy(teacher.unet)
+        with torch.no_grad():
+            weaker.conv_out.weight += 0.1
+        teacher.register_modules(guidance_unet=weaker)
     (noise,) = tensors(1, 2, 1, 8, 8)
     drawn = []
 
@@ -104,6 +111,7 @@ def test_the_teacher_is_guided_as_the_pipeline_guides_it():
     plain = guided_prediction(teacher, noise, torch.tensor([950, 400]), tokens, 1.0, (0, 1))
     torch.testing.assert_close(part[0], output[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(part[1], plain[1])
+    assert (output - plain).abs().max() > 1e-3  # so that what is compared differs
 
 
 @pytest.mark.parametrize(
@@ -178,6 +186,32 @@ def test_a_run_is_distilled_by_one_command_and_loads_as_a_pipeline(kind, tmp_pat
     config = yaml.safe_load((student / "config.yaml").read_text())
     assert config["train_distill"]["max_train_samples"] == 100  # the teacher's pictures, and its split of them
     assert config["train_distill"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    "flags, scale, interval",
+    [
+        ([], 2.25, [0.0, 0.4]),
+        (["--teacher_guidance_scale", "2.25"], 2.25, (0.0, 1.0)),  # of scales that are asked for all steps
+        (["--teacher_guidance_scale", "3", "--teacher_guidance_interval", "0.1", "0.6"], 3.0, [0.1, 0.6]),
+    ],
+)
+def test_a_student_learns_the_guidance_that_its_teacher_recommends_or_another(
+    flags, scale, interval, preset, tmp_path, monkeypatch
+):
+    teacher, asked, loss = tmp_path / "teacher", [], train_distill.consistency_loss
+    argv = ["--preset", preset, "--max_train_steps", "4", "--guidance_unet_at", "0.5", "--label_dropout", "0"]
+    argv += ["--guidance_scale", "2.25", "--guidance_interval", "0", "0.4", "--output_dir", str(teacher)]
+    assert train_ddpm.main(argv) == 0
+
+    def spy(pipe, guidance_scale, guidance_interval, *others):
+        asked.append((guidance_scale, [*guidance_interval], pipe.guidance_unet is not None))
+        return loss(pipe, guidance_scale, guidance_interval, *others)
+
+    monkeypatch.setattr(train_distill, "consistency_loss", spy)
+    argv = ["--teacher", str(teacher), "--max_train_steps", "2", "--output_dir", str(tmp_path / "student"), *flags]
+    assert train_distill.main(argv) == 0
+    assert asked == [(scale, [*interval], True)]
 
 
 def test_a_teacher_may_be_a_checkpoint_and_a_preset_of_ones_own_says_how(preset, tmp_path):

@@ -17,7 +17,7 @@ from hwdiffusion.arguments import DataArguments
 from hwdiffusion.data import load_data
 from hwdiffusion.pipelines import ClassConditionalPipeline
 from hwdiffusion.randomness import BatchOrder
-from hwdiffusion.train_scripts import train_ddpm, train_ldm
+from hwdiffusion.train_scripts import train_ddpm, train_distill, train_ldm
 
 
 COUNT = 50
@@ -164,6 +164,10 @@ def test_a_latent_diffusion_on_a_stream_keeps_no_latents_and_leaves_a_pipeline(f
     assert not list((tmp_path / "run").rglob("latents.safetensors"))
     pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "run")
     assert len(pipe(labels=["odd"]).images) == 1
+    student = ["--teacher", str(tmp_path / "run"), "--max_train_steps", "2", "--output_dir", str(tmp_path / "student")]
+    assert train_distill.main([*student, "--dry_run"]) == 0 and not (tmp_path / "student").exists()
+    assert train_distill.main(student) == 0
+    assert not list((tmp_path / "student").rglob("latents.safetensors"))
     # a stream knows its length, so that epochs can be counted
     assert train_ddpm.main([*argv[:-1], str(tmp_path / "b"), "--num_train_epochs", "1"]) == 0
     assert len(losses(tmp_path / "b" / "metrics.jsonl")) == -(-COUNT // 16)

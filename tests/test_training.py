@@ -15,7 +15,18 @@ import yaml
 from conftest import PROJECTION, TINY_UNET, TOKENS
 from diffusers import VQModel
 from PIL import Image
-from running import MAIN, ROOT, TINY_PRESET, assert_identical, command, curves, final_state, signal_once, write_preset
+from running import (
+    LAUNCH_TWO,
+    MAIN,
+    ROOT,
+    TINY_PRESET,
+    assert_identical,
+    command,
+    curves,
+    final_state,
+    signal_once,
+    write_preset,
+)
 from test_pipelines import run_without_the_package
 from tiny import AUTOENCODERS, make_autoencoder, seeds
 from transformers import ResNetConfig, ResNetModel
@@ -405,12 +416,6 @@ def test_accumulated_micro_batches_train_as_one_batch(script, preset, tmp_path):
         assert MAIN[script]([*argv, "--gradient_accumulation_steps", "1" if name == "one" else "2"]) == 0
     one, two = (curves(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     np.testing.assert_allclose(one, two, rtol=2e-3)
-
-
-# the plain `--num_processes 2 --cpu` would silently run one
-LAUNCH_TWO = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-              "--main_process_port", "0"]  # fmt: skip
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(preset, tmp_path):

@@ -111,7 +111,7 @@ def test_a_ring_of_gaussians_is_learned_steadily():
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size, blocks", [((16, 16), 2), ((28, 28), 2), ((24, 40), 3), ((64, 64), 4), ((128, 128), 5)])
-def test_both_networks_take_every_size_and_all_weights_learn(channels, size, blocks):
+def test_both_networks_take_every_size_and_all_weights_are_reached(channels, size, blocks):
     widths, shape = [8] * (blocks + 1), (channels, *size)
     generator = build_generator({**TINY_GENERATOR, "block_out_channels": widths}, shape, 3)
     critic = build_critic({"block_out_channels": widths[1:], "patch_size": 2}, shape, 3)
@@ -125,6 +125,18 @@ def test_both_networks_take_every_size_and_all_weights_learn(channels, size, blo
     for model in (generator, critic):
         unmoved = [name for name, weight in model.named_parameters() if weight.grad is None]
         assert not unmoved and all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("norm_type", ["group", "batch"])
+def test_a_generator_without_conditional_norm_has_the_labels_beside_the_noise(norm_type):
+    torch.manual_seed(0)
+    section = {**TINY_GENERATOR, "norm_type": norm_type}
+    plain, told = (build_generator({**section, "conditional_norm": by}, (1, 16, 16), 3) for by in (False, True))
+    assert sum(weight.numel() for weight in plain.parameters()) < sum(weight.numel() for weight in told.parameters())
+    noise, tokens = torch.randn(1, 8).expand(2, -1), label_tokens(torch.tensor([[0], [1]]), 3)
+    with torch.no_grad():
+        one, other = plain.eval()(noise, tokens)
+    assert (one - other).abs().max() > 1e-4
 
 
 def test_a_set_of_labels_is_the_sum_of_its_labels_in_any_order():
@@ -198,6 +210,8 @@ def test_batch_norm_has_the_statistics_of_the_present_weights_while_it_is_looked
         (build_critic, {"block_out_channels": []}, (1, 16, 16), "block_out_channels in section critic must be"),
         (build_critic, {"patch_size": 8, "block_out_channels": [8] * 3}, (1, 16, 16), "give at most 2 block_out"),
         (build_critic, {"patch_size": 0}, (1, 16, 16), "patch_size in section critic must be a positive whole"),
+        (build_critic, {"patch_size": 3}, (1, 16, 16), "patch_size in section critic is 3, by which 16x16 is not div"),
+        (build_critic, {"block_out_channels": [8] * 4}, (1, 28, 28), "give at most 3 block_out_channels"),
         (build_critic, {"norm": "layer"}, (1, 16, 16), "unknown key 'norm'"),
     ],
 )

@@ -53,7 +53,7 @@ def train(config: Config) -> Path:
     if teacher.vqvae is not None:
         encoder = teacher.vqvae if args.streaming else None
         to_sample = latents_to_sample(teacher.vqvae.config, args.random_flip, encoder=encoder)
-        if args.dry_run:
+        if args.dry_run and not args.streaming:
             shape = latent_shape(teacher.vqvae, image_size(args))
             dataset = LatentDataset(torch.randn(len(data.train), 1, *shape), data.train.labels)
         elif not args.streaming:

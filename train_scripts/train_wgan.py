@@ -15,7 +15,7 @@ def train(config: Config) -> Path:
     import torch
     from accelerate.utils import set_seed
 
-    from hwdiffusion import wgan
+    from hwdiffusion import RunError, wgan
     from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
     from hwdiffusion.figures import sample_grid
     from hwdiffusion.hub import finish
@@ -44,7 +44,7 @@ def train(config: Config) -> Path:
     pipeline = ClassConditionalGANPipeline(generator, data.id2label, max_labels)
     generator = trainer.add_model("generator", generator, args.learning_rate, every=args.critic_steps)
     critic = trainer.add_model("critic", critic, args.critic_learning_rate or args.learning_rate, ema=False)
-    stock_critic = trainer.unwrap("critic")  # without what gathers its gradients or casts
+    stock_critic = trainer.unwrap("critic")  # without what gathers its gradients; its `scores` don't cast either
     latent_dim = pipeline.generator.config.latent_dim
     to_sample = pixels_to_sample(args.random_flip)
 
@@ -96,6 +96,11 @@ def train(config: Config) -> Path:
         trainer.update("critic", loss)
         trainer.log(critic_loss=loss, critic_gap=-difference, gradient_penalty=penalty)
 
+    if trainer.step < args.critic_steps and not args.dry_run:
+        raise RunError(
+            f"the run in {args.output_dir} ended after {trainer.step} steps of the critic, before the generator's "
+            f"first, at --critic_steps {args.critic_steps}; train for longer"
+        )
     finish(trainer, lambda: pipeline_card(config, pipeline, data.summary(), trainer.max_steps))
     return Path(args.output_dir)
 
