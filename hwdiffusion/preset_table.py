@@ -1,4 +1,4 @@
-"""`hwdiffusion presets`: what comes with the package, with sizes and best known scores."""
+"""`hwdiffusion presets`: what comes with the package, with sizes and known scores."""
 
 import json
 from importlib import resources
@@ -75,7 +75,7 @@ def _about(name: str) -> str:
 
 
 def score_of(name: str) -> dict | None:
-    """The best known score of a preset, from the section `score` of its file, which is where it is kept; `None` if it
+    """The known score of a preset, from the section `score` of its file, which is where it is kept; `None` if it
     has none. One that stands on another has not the other's.
 
     Returns:
@@ -110,7 +110,7 @@ def print_presets(as_json: bool):
     if as_json:
         print(json.dumps({"presets": rows}, indent=2, ensure_ascii=False))
         return
-    cells = [["preset", "trains", "data", "pictures", "latents", "parameters", "best known score"]]
+    cells = [["preset", "trains", "data", "pictures", "latents", "parameters", "known score"]]
     for row in rows:
         cells.append(
             [

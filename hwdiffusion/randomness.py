@@ -34,7 +34,9 @@ def philox(counter: Sequence[torch.Tensor | int], key: tuple[int, int]) -> list[
         Four int64 tensors of random 32-bit words, in [0, 2^32).
     """
     device = next((word.device for word in counter if torch.is_tensor(word)), torch.device("cpu"))
-    x0, x1, x2, x3 = torch.broadcast_tensors(*(torch.as_tensor(word, device=device) for word in counter))
+    # a number is filled in on its device: copied to a GPU, it would hold the training up
+    words = (word if torch.is_tensor(word) else torch.full((), word, device=device) for word in counter)
+    x0, x1, x2, x3 = torch.broadcast_tensors(*words)
     # words 0 and 2, and 1 and 3, go through a round together: half as many operations, whose overhead is all that
     # small tensors cost
     even, odd = torch.stack([x0, x2]), torch.stack([x1, x3])

@@ -336,7 +336,7 @@ class Trainer:
                 data = [tensor.to(self.device, non_blocking=True) for tensor in next(loader)]
             except InputError as error:  # a process that reads pictures sends a whole traceback
                 raise InputError(str(error).strip().splitlines()[-1].split("InputError: ", 1)[-1]) from error
-            places = torch.from_numpy(self._order.places(micro_batch)).to(self.device)
+            places = torch.from_numpy(self._order.places(micro_batch)).to(self.device, non_blocking=True)
             # for what draws by itself, dropout: it too must not depend on the run's history
             coordinates = [self.args.seed, self.step, micro_batch, self.accelerator.process_index]
             torch.manual_seed(int(np.random.SeedSequence(coordinates).generate_state(1, np.uint64)[0] >> 1))

@@ -49,6 +49,7 @@ from transformers import ResNetForImageClassification
 logger = logging.get_logger(__name__)
 
 DECODED_AT_ONCE = 2**22  # pixels
+DENOISED_AT_ONCE = 2**20  # places of samples, so that a call's memory doesn't grow with its pictures without bounds
 NULL_LABEL = -1  # the id that pads a set of labels; its token is all zeros
 
 # A step of these draws noise from the global state, so a picture could not belong to its generator.
@@ -301,6 +302,10 @@ def num_label_classes(unet_config: Any) -> int:
                 f"cross-attention blocks (it has {', '.join(cross_attention) or 'a class embedding'})"
             )
     return sizes.pop() if sizes else 0
+
+
+def _at_once(sample: torch.Tensor) -> int:
+    return max(1, DENOISED_AT_ONCE // sample[0, 0].numel())
 
 
 def unet_conditioning(unet_config: Any, tokens: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
@@ -1213,7 +1218,7 @@ class ClassConditionalPipeline(SelfContainedPipeline):
         if guided and "without_each" in conditioning:
             weights = conditioning["label_weights"]
             every = torch.cat([sample] * (2 + len(weights)))
-            every = self.unet(every, timestep, **conditioning["without_each"], return_dict=False)[0]
+            every = self._denoise(self.unet, every, timestep, conditioning["without_each"])
             null, cond, *without = every.chunk(2 + len(weights))
             scale = max(self.guidance_scale, 1.0)
             more = torch.nan_to_num(weights - scale)  # w_i - w
@@ -1221,27 +1226,38 @@ class ClassConditionalPipeline(SelfContainedPipeline):
             if self.guidance_rescale > 0:
                 output = rescale_guidance(output, cond, self.guidance_rescale)
         elif not (guided and self.do_classifier_free_guidance):
-            output = self.unet(sample, timestep, **conditioning["labels"], return_dict=False)[0]
+            output = self._denoise(self.unet, sample, timestep, conditioning["labels"])
         else:
             if self.guidance_unet is not None:
-                cond = self.unet(sample, timestep, **conditioning["labels"], return_dict=False)[0]
-                weak = self.guidance_unet(sample, timestep, **conditioning["labels"], return_dict=False)[0]
+                cond = self._denoise(self.unet, sample, timestep, conditioning["labels"])
+                weak = self._denoise(self.guidance_unet, sample, timestep, conditioning["labels"])
             elif "null_and_labels" not in conditioning:  # a callback turned it on
                 raise ValueError("guidance needs a model trained with label dropout, or a guidance_unet")
             else:
                 both = torch.cat([sample] * 2)
-                both = self.unet(both, timestep, **conditioning["null_and_labels"], return_dict=False)[0]
+                both = self._denoise(self.unet, both, timestep, conditioning["null_and_labels"])
                 weak, cond = both.chunk(2)
             output = weak + self.guidance_scale * (cond - weak)
             if self.guidance_rescale > 0:
                 output = rescale_guidance(output, cond, self.guidance_rescale)
         alpha, sigma = level
         if guided and self.classifier_guidance_scale > 0 and alpha > 1e-3:  # where there is any signal
-            gradient = self._classifier_gradient(sample, timestep, conditioning["tokens"])
+            slices = zip(*(every.split(_at_once(sample)) for every in (sample, conditioning["tokens"])))
+            gradient = torch.cat([self._classifier_gradient(some, timestep, tokens) for some, tokens in slices])
             # score + s gradient (Dhariwal and Nichol 2021, eq. 13), in terms of what the UNet predicts
             factor = {"epsilon": -sigma, "sample": sigma**2 / alpha}.get(self.config.prediction_type, -sigma / alpha)
             output = output + (self.classifier_guidance_scale * factor) * gradient.to(output.dtype)
         return output
+
+    def _denoise(self, unet, sample, timestep, conditioning: dict) -> torch.Tensor:
+        """What a UNet says of `(B, C, H, W)`, some of them at a time; they don't depend on each other."""
+        at_once = _at_once(sample)
+        said = []
+        for start in range(0, len(sample), at_once):
+            some = slice(start, start + at_once)
+            told = {name: tensor if tensor is None else tensor[some] for name, tensor in conditioning.items()}
+            said.append(unet(sample[some], timestep, **told, return_dict=False)[0])
+        return torch.cat(said) if len(said) > 1 else said[0]
 
     def _classifier_gradient(self, sample, timestep, tokens) -> torch.Tensor:
         """∇ log p(labels | sample) of the classifier, `(B, C, H, W)`, float32."""

@@ -1,5 +1,6 @@
 """What a process on a CPU does about its threads, its memory and its attention."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from hwdiffusion.host import choose_attention
 from hwdiffusion.models import build_unet
+from hwdiffusion.train_scripts import train_ddpm
 
 
 PROGRAM = """
@@ -54,6 +56,42 @@ def test_freed_memory_is_used_again_without_asking_the_system_for_it():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_what_the_environment_says_of_malloc_is_left_alone():
     assert run("kept", MALLOC_ARENA_MAX="2")[0] == "False"
+
+
+THREADS = """
+import torch
+from hwdiffusion.host import prepare_host
+
+prepare_host(torch.device("cpu"))
+print(torch.get_num_threads())
+"""
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    "launched, threads",
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, CORES),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "LOCAL_WORLD_SIZE": "2"}, max(1, CORES // 2)),
+        ({}, 1),  # one thread was asked for
+    ],
+)
+def test_a_launched_process_has_its_share_of_the_cores(launched, threads):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE")}
+    environment = {**environment, "OMP_NUM_THREADS": "1", **launched}
+    said = subprocess.run([sys.executable, "-c", THREADS], env=environment, check=True, stdout=subprocess.PIPE)
+    assert int(said.stdout) == threads
+
+
+def test_training_sets_its_host_and_its_attention_up(preset, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr("hwdiffusion.trainer.prepare_host", lambda device: done.append(("host", device.type)))
+    chosen = lambda unet, precision, device: done.append((type(unet).__name__, precision, device.type))  # noqa: E731
+    monkeypatch.setattr("hwdiffusion.host.choose_attention", chosen)
+    argv = ["--preset", preset, "--max_train_steps", "2", "--output_dir", str(tmp_path / "run")]
+    assert train_ddpm.main(argv) == 0
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert ("host", device) in done and ("UNet2DConditionModel", "no", device) in done
 
 
 @pytest.mark.parametrize("tokens, expected", [(16, torch.float32), (400, torch.bfloat16)])

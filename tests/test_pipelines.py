@@ -822,6 +822,33 @@ def test_many_latents_are_decoded_in_slices(monkeypatch):
     assert seen == [4, 4, 3]
 
 
+@pytest.mark.parametrize(
+    "kind, guidance",
+    [
+        ("pixel", {}),
+        ("tokens", {"guidance_scale": 2.0}),
+        ("unconditional", {}),
+        ("pixel", {"guidance_scale": 2.0, "guided by": "a weaker UNet"}),
+        ("pixel", {"guidance_scale": 1.0, "classifier_guidance_scale": 2.0}),
+        ("pixel", {"guidance_scale": 2.0, "label_guidance_scale": [[3.0]] * 5}),
+    ],
+)
+def test_many_pictures_are_denoised_in_slices(kind, guidance, monkeypatch):
+    pipe, sizes = make_pipeline(kind), []
+    if guidance.pop("guided by", None) is not None:
+        pipe.register_modules(guidance_unet=make_unet(kind, seed=1))
+    if "classifier_guidance_scale" in guidance:
+        pipe.classifier = make_classifier(pipe)
+    call = {**ask(kind, 0, 1, 2, 0, 1), **guidance, "num_inference_steps": 2, "output_type": "pt"}
+    whole = pipe(**call, generator=seeds(*range(5))).images
+    for model in filter(None, (pipe.unet, pipe.guidance_unet, pipe.classifier)):
+        called = lambda _, inputs, named: sizes.append(len(inputs[0] if inputs else named["pixel_values"]))  # noqa: E731
+        model.register_forward_pre_hook(called, with_kwargs=True)
+    monkeypatch.setattr(class_conditional, "DENOISED_AT_ONCE", 2 * 8 * 8)
+    torch.testing.assert_close(pipe(**call, generator=seeds(*range(5))).images, whole, rtol=0, atol=1e-4)
+    assert max(sizes) == 2 and len(sizes) >= 6
+
+
 def test_layerwise_casting_stores_the_unet_in_8_bits():
     pipe = make_pipeline().to(torch.bfloat16)
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
