@@ -305,6 +305,7 @@ def num_label_classes(unet_config: Any) -> int:
 
 
 def _at_once(sample: torch.Tensor) -> int:
+    """How many samples, of these `(B, C, H, W)`, go through a network together."""
     return max(1, DENOISED_AT_ONCE // sample[0, 0].numel())
 
 
