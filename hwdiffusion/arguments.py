@@ -261,6 +261,13 @@ class DiffusionArguments(UNetArguments):
         metadata={"help": "Timesteps of a batch: independent, spread evenly, or so with more in the middle."},
     )
     snr_gamma: Optional[float] = field(default=None, metadata={"help": "min-SNR weighting (5.0 is usual)."})
+    stable_targets: int = field(
+        default=0,
+        metadata={
+            "help": "Train on the mean of what a noisy sample may come from, over at most so many pictures of its "
+            "labels, such as 8192: the same minimum by gradients with less noise. 0: on what it was made of."
+        },
+    )
     guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})
     guidance_interval: list[float] = field(
         default_factory=ALL_STEPS.copy,

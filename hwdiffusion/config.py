@@ -586,6 +586,9 @@ def _validate(args: TrainingArguments):
         require(0 <= args.label_dropout < 1, "label_dropout", "at least 0 and less than 1")
         require(0 <= args.single_label_dropout < 1, "single_label_dropout", "at least 0 and less than 1")
         require(args.snr_gamma is None or args.snr_gamma > 0, "snr_gamma", "positive")
+        require(args.stable_targets >= 0, "stable_targets", "at least 0")
+        if args.stable_targets > 0 and args.streaming:
+            raise InputError("--stable_targets must have all pictures at hand, and --streaming hasn't; give it 0")
         require(args.guidance_scale >= 1, "guidance_scale", "at least 1")
         require(_is_part(args.guidance_interval), "guidance_interval", A_PART)
         at = args.guidance_unet_at

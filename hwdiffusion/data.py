@@ -262,6 +262,12 @@ def pixels_to_sample(random_flip: bool) -> Callable:
     return to_sample
 
 
+def pixel_views(dataset: ImageDataset, random_flip: bool) -> torch.Tensor:
+    """All that `pixels_to_sample` makes of pictures in memory, `(N, F, C, H, W)`; F is 2 if it flips, or 1."""
+    sample = to_model_range(dataset.images)
+    return torch.stack([sample, sample.flip(-1)] if random_flip else [sample], dim=1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
 # ---------------------------------------------------------------------------------------------------------------------

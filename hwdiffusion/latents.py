@@ -108,6 +108,15 @@ def _encode_in_turn(
         yield gather(latents) if PartialState().num_processes > 1 else latents
 
 
+def what_is_noised(config, latents: torch.Tensor, shift=0.0) -> torch.Tensor:
+    """Latents `(..., C, h, w)`, shifted and scaled as the config of their autoencoder says.
+
+    Args:
+        shift: taken off the latents before, `(C, 1, 1)`.
+    """
+    return scale_latents(config, latents - shift)
+
+
 def latents_to_sample(config, random_flip: bool, shift=0.0, encoder=None) -> Callable:
     """A function of what a data set gives and of a batch's draws, to what is noised, `(B, C, h, w)`.
 
@@ -115,7 +124,7 @@ def latents_to_sample(config, random_flip: bool, shift=0.0, encoder=None) -> Cal
 
     Args:
         config: of the autoencoder, which tells the scale.
-        shift: taken off the latents before, `(C, 1, 1)`.
+        shift: as in `what_is_noised`.
     """
 
     def to_sample(stored: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -126,7 +135,7 @@ def latents_to_sample(config, random_flip: bool, shift=0.0, encoder=None) -> Cal
             chosen = draws.uniform("flip") < 0.5 * random_flip
             with torch.no_grad():
                 latents = raw_latents(encoder, flip(to_model_range(stored), chosen)).float()
-        return scale_latents(config, latents - shift)
+        return what_is_noised(config, latents, shift)
 
     return to_sample
 

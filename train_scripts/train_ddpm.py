@@ -6,8 +6,10 @@ accelerate launch train_scripts/train_ddpm.py --preset mnist-ddpm --train_data_d
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from hwdiffusion import InputError
 from hwdiffusion.config import Config, run_script
 
 
@@ -19,7 +21,7 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     """
     from accelerate.utils import set_seed
 
-    from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
+    from hwdiffusion.data import image_channels, image_size, load_data, pixel_views, pixels_to_sample
     from hwdiffusion.judge import training_judge
     from hwdiffusion.labels import check_dropout
     from hwdiffusion.models import build_noise_scheduler, build_pipeline, build_unet, check_inference_steps
@@ -33,6 +35,9 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     check_inference_steps(noise_scheduler, args.num_inference_steps)
     data = load_data(args)
     check_dropout(args, data)
+    check_targets(args, make_loss)
+    if args.stable_targets and data.train.reads_files:
+        raise InputError("--stable_targets must have all pictures in memory, and these are too many; give it 0")
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], (image_channels(args), *image_size(args)), len(data.id2label))
     judge = training_judge(args, data, labelled=num_label_classes(unet.config) > 0)
@@ -41,14 +46,39 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     trainer = Trainer(config, len(data.train))
     trainer.print(data.summary())
     pipeline = build_pipeline(unet, noise_scheduler, None, data, args)
+    if args.stable_targets:
+        make_loss = with_stable_targets(pixel_views(data.train, args.random_flip), data.train.labels, trainer)
     loss_of = (make_loss or denoising_loss)(noise_scheduler, unet.config, args, trainer.step_size)
     to_sample = pixels_to_sample(args.random_flip)
     fit_unet(trainer, data.train, to_sample, pipeline, data, judge, loss_of, args.guidance_unet_at)
     return Path(args.output_dir)
 
 
-def denoising_loss(noise_scheduler, unet_config, args, step_size: int):
-    """The loss of a diffusion model: a function of a UNet, clean samples `(B, C, H, W)`, their labels and draws."""
+def check_targets(args, make_loss: Callable | None):
+    """Raise InputError where a loss of the caller's own is to have stable targets."""
+    if args.stable_targets and make_loss is not None:
+        raise InputError("--stable_targets is for the loss of denoising_loss, not for one of make_loss; give it 0")
+
+
+def with_stable_targets(views, labels, trainer) -> Callable:
+    """What makes the loss of stable targets, as `denoising_loss` makes that of the usual ones.
+
+    Args:
+        views, labels: of all clean samples, `(N, F, C, H, W)` and `(N, T)`.
+    """
+    from hwdiffusion.stable_targets import StableTargets
+
+    stable_targets = StableTargets(views.to(trainer.device), labels, trainer.args.stable_targets)
+    return partial(denoising_loss, stable_targets=stable_targets)
+
+
+def denoising_loss(noise_scheduler, unet_config, args, step_size: int, stable_targets: Callable | None = None):
+    """The loss of a diffusion model: a function of a UNet, clean samples `(B, C, H, W)`, their labels and draws.
+
+    Args:
+        step_size: the samples of a step over all processes and micro-batches.
+        stable_targets: a `StableTargets`, which says of noisy samples what they are of on average.
+    """
     from hwdiffusion.labels import drop_labels
     from hwdiffusion.objectives import add_noise, diffusion_loss, draw_timesteps
     from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
@@ -63,6 +93,8 @@ def denoising_loss(noise_scheduler, unet_config, args, step_size: int):
         noise = draws.normal("noise", sample.shape[1:])
         timesteps = draw_timesteps(draws, noise_scheduler, args.timestep_sampling, step_size)
         noisy = add_noise(noise_scheduler, sample, noise, timesteps)
+        if stable_targets is not None:
+            sample, noise = stable_targets(noise_scheduler, sample, noisy, labels, timesteps, draws)
         prediction = unet(noisy, timesteps, **unet_conditioning(unet_config, tokens), return_dict=False)[0]
         return diffusion_loss(noise_scheduler, prediction, sample, noise, timesteps, args.snr_gamma)
 
