@@ -35,15 +35,15 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwdiffusion.config import parse
-from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample
+from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample, to_model_range, views_of
 from hwdiffusion.failures import exit_code
 from hwdiffusion.host import choose_attention
-from hwdiffusion.latents import cached_latents, latents_to_sample
+from hwdiffusion.latents import cached_latents, latents_to_sample, what_is_noised
 from hwdiffusion.models import build_noise_scheduler, build_unet, build_vqvae, latent_shape
 from hwdiffusion.objectives import is_flow
 from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
 from hwdiffusion.run_folder import current_processes
-from hwdiffusion.train_scripts.train_ddpm import denoising_loss
+from hwdiffusion.train_scripts.train_ddpm import denoising_loss, with_stable_targets
 from hwdiffusion.trainer import Trainer
 
 
@@ -77,7 +77,15 @@ def ours(config, data, vqvae, folder: Path):
     if vqvae is not None:
         dataset = cached_latents(vqvae, data.train, args.random_flip, folder / "latents.safetensors")
         to_sample = latents_to_sample(vqvae.config, args.random_flip)
-    loss_of = denoising_loss(noise_scheduler, unet.config, args, trainer.step_size)
+    make_loss = denoising_loss
+    if args.stable_targets:
+        stored, labels = dataset[range(len(dataset))]
+        of_pixels = vqvae is None
+        views = (
+            views_of(to_model_range(stored), args.random_flip) if of_pixels else what_is_noised(vqvae.config, stored)
+        )
+        make_loss = with_stable_targets(views, labels, unet.config, trainer)
+    loss_of = make_loss(noise_scheduler, unet.config, args, trainer.step_size)
     choose_attention(unet, args.mixed_precision, trainer.device)
     unet = trainer.add_model("unet", unet, args.learning_rate, torch_compile=args.torch_compile)
     for batch in trainer.batches(dataset, lambda folder: None):

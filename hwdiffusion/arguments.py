@@ -265,7 +265,8 @@ class DiffusionArguments(UNetArguments):
         default=0,
         metadata={
             "help": "Train on the mean of what a noisy sample may come from, over at most so many pictures of its "
-            "labels, such as 8192: the same minimum by gradients with less noise. 0: on what it was made of."
+            "labels (mirrored ones count, too), such as 8192: the same minimum by gradients with less noise. 0: on "
+            "what it was made of."
         },
     )
     guidance_scale: float = field(default=1.0, metadata={"help": "Recommended by the saved pipeline."})

@@ -588,7 +588,10 @@ def _validate(args: TrainingArguments):
         require(args.snr_gamma is None or args.snr_gamma > 0, "snr_gamma", "positive")
         require(args.stable_targets >= 0, "stable_targets", "at least 0")
         if args.stable_targets > 0 and args.streaming:
-            raise InputError("--stable_targets must have all pictures at hand, and --streaming hasn't; give it 0")
+            raise InputError(
+                f"--stable_targets {args.stable_targets} needs all pictures at hand, which --streaming hasn't; give "
+                "--stable_targets 0 or leave out --streaming"
+            )
         require(args.guidance_scale >= 1, "guidance_scale", "at least 1")
         require(_is_part(args.guidance_interval), "guidance_interval", A_PART)
         at = args.guidance_unet_at

@@ -252,6 +252,11 @@ def flip(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
+def views_of(images: torch.Tensor, random_flip: bool) -> torch.Tensor:
+    """The F views of pictures `(B, C, H, W)` that flipping chooses from, `(B, F, C, H, W)`: one, or two."""
+    return torch.stack([images, images.flip(-1)] if random_flip else [images], dim=1)
+
+
 def pixels_to_sample(random_flip: bool) -> Callable:
     """A function of uint8 pictures `(B, C, H, W)` and of a batch's draws, to what is noised, in [-1, 1]."""
 
@@ -260,12 +265,6 @@ def pixels_to_sample(random_flip: bool) -> Callable:
         return flip(sample, draws.uniform("flip") < 0.5) if random_flip else sample
 
     return to_sample
-
-
-def pixel_views(dataset: ImageDataset, random_flip: bool) -> torch.Tensor:
-    """All that `pixels_to_sample` makes of pictures in memory, `(N, F, C, H, W)`; F is 2 if it flips, or 1."""
-    sample = to_model_range(dataset.images)
-    return torch.stack([sample, sample.flip(-1)] if random_flip else [sample], dim=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

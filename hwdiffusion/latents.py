@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from hwdiffusion.data import ImageDataset, flip, to_model_range
+from hwdiffusion.data import ImageDataset, flip, to_model_range, views_of
 from hwdiffusion.pipelines import raw_latents, scale_latents
 from hwdiffusion.randomness import Draws
 
@@ -63,8 +63,7 @@ def encode_batches(vqvae, batches: Iterable[torch.Tensor], flips: bool) -> torch
 
 
 def _encode(vqvae, images: torch.Tensor, flips: bool) -> torch.Tensor:
-    images = to_model_range(images.to(vqvae.device))
-    views = [images, images.flip(-1)] if flips else [images]
+    views = views_of(to_model_range(images.to(vqvae.device)), flips).unbind(dim=1)
     return torch.stack([raw_latents(vqvae, view) for view in views], dim=1).float()  # (B, F, C, h, w)
 
 

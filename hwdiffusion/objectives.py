@@ -45,7 +45,7 @@ def draw_timesteps(draws: Draws, noise_scheduler, sampling: str, step_size: int)
     """
     unit = draws.uniform("timestep")  # (B,)
     if sampling != "uniform":
-        unit = (draws.samples + unit) / step_size
+        unit = ((draws.samples + unit) / step_size).clamp(max=1 - 2**-24)  # which rounding may make a 1
     if sampling == "logit_normal":
         unit = torch.sigmoid(torch.special.ndtri(unit.double().clamp(1e-9, 1 - 1e-9))).float()
     num_train_timesteps = noise_scheduler.config.num_train_timesteps

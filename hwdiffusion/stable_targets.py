@@ -8,85 +8,114 @@ the mean of x given z and the labels, and of the training samples that mean can 
     E[x | z, labels] = Σ_j w_j x_j,    w = softmax_j(-‖z - α x_j‖² / 2σ²),
 
 over the samples x_j that have these labels. The loss has the same minimum as ever. Where there is little noise, the
-mean is the sample itself, so that nothing changes there. Where labels are dropped, the mean with them is still a right
+mean is the sample itself, and the target the usual one. Where labels are dropped, the mean with them is still a right
 target, since its own mean over the labels is the mean without.
 """
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Callable, Iterable
 
-from hwdiffusion.objectives import levels
+import torch
+
+from hwdiffusion import InputError
 from hwdiffusion.randomness import Draws
 
 
-class StableTargets:
-    """Clean and noise parts of noisy samples, as they are on average.
+LEAST_SIGMA = 1e-3  # with less noise the mean is the sample itself, but what rounding makes of 1/σ² isn't
+
+
+def check_targets(args, count: int, shape: tuple[int, ...], make_loss: Callable | None):
+    """Raise InputError where the stable targets that are asked for can't be had.
 
     Args:
-        views: all clean samples, `(N, F, C, H, W)`, F views of each that training chooses from alike often; kept as
-            float32, on their device.
-        labels: of the samples, `(N, T)`, padded with -1.
-        count: over how many views with a noisy sample's labels the mean is taken at most; where there are more, over
-            others in each step, and the sample itself along with them.
+        count, shape: of the clean samples, how many and `(C, H, W)`.
+        make_loss: the caller's own, if it is not `None`.
+    """
+    if not args.stable_targets:
+        return
+    asked = f"--stable_targets {args.stable_targets}"
+    if make_loss is not None:
+        raise InputError(f"{asked} is for the usual loss, not for one that make_loss makes; give --stable_targets 0")
+    size = 4 * count * torch.Size(shape).numel() * (2 if args.random_flip else 1) / 2**30
+    if size > args.image_memory_gb:
+        raise InputError(
+            f"{asked} keeps {count} samples of {shape} at hand, {size:.1f} GiB, more than --image_memory_gb "
+            f"{args.image_memory_gb:g}; raise that, or give --stable_targets 0"
+        )
+
+
+class StableTargets:
+    """What noisy samples are made of, on average.
+
+    Args:
+        views: all clean samples, `(N, F, C, H, W)`, F views of each, of which training takes each as often.
+        labels: `(N, T)`, padded with -1.
+        count: over how many views with a noisy sample's labels its mean is taken at most: where there are more, over
+            so many that are drawn anew in each step, and the view that it is made of.
+        device: where all of them are kept, in float32.
     """
 
-    def __init__(self, views: torch.Tensor, labels: torch.Tensor, count: int):
+    def __init__(self, views: torch.Tensor, labels: torch.Tensor, count: int, device: torch.device | str = "cpu"):
         self.count = count
-        sample, labels = views.flatten(0, 1), labels.to(views.device).repeat_interleave(views.shape[1], dim=0)
-        self.label_sets, group = _widened(labels).unique(dim=0, return_inverse=True)  # (G, T + 1), (N F,)
-        # mixed, so that neighbours are a random choice of their group
-        mixed = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0)).to(sample.device)
-        order = mixed[group[mixed].argsort(stable=True)]
-        sizes = group.bincount(minlength=len(self.label_sets)).tolist()
-        self.groups = list(sample[order].flatten(1).float().split(sizes))  # (n_g, D) each
-        self.squares = [samples.square().sum(dim=1) for samples in self.groups]  # (n_g,) each
+        samples, each = views.flatten(0, 1).flatten(1), views.shape[1]  # (N F, D)
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, key in enumerate(_keys(labels)):
+            places.setdefault(key, []).extend(range(place * each, (place + 1) * each))
+        self.groups = {key: samples[those].float().to(device) for key, those in places.items()}  # (n, D) each
+        self.squares = {key: group.square().sum(dim=1) for key, group in self.groups.items()}  # (n,) each
+        self.most = max(len(group) for group in self.groups.values())
+
+    @property
+    def usual(self) -> int:
+        """How many views have the labels of a picture: of half of the pictures fewer, of half more."""
+        sizes = torch.tensor([len(group) for group in self.groups.values()])
+        return int(sizes.repeat_interleave(sizes).median())
 
     @torch.no_grad()
-    def __call__(self, noise_scheduler, sample, noisy, labels, timesteps, draws: Draws):
-        """The mean clean sample and the noise that is left then, of noisy ones.
+    def __call__(
+        self, sample: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, labels, draws: Draws
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean clean sample of noisy ones α sample + σ noise, and the noise that is left then.
 
         Args:
-            sample, noisy: `(B, C, H, W)`: noisy = α sample + σ noise at the timesteps `(B,)`.
-            labels: of the samples, `(B, T)`; each set is one of those given at first.
+            sample, noise: `(B, C, H, W)`; the samples are among those given at first.
+            alpha, sigma: `(B, 1, 1, 1)`.
+            labels: of the samples, `(B, T)`.
             draws: of the batch; what is drawn is the same on every process.
 
         Returns:
-            Clean samples and noise, float32 `(B, C, H, W)` each, with α clean + σ noise = noisy.
+            Clean samples and noise, `(B, C, H, W)` each, of which the noisy samples are made as well.
         """
-        alpha, sigma = (level.flatten(1).float() for level in levels(noise_scheduler, timesteps, sample))  # (B, 1)
-        offset = float(draws.shared().uniform("references"))
-        group = (_widened(labels)[:, None] == self.label_sets).all(dim=-1).int().argmax(dim=1)  # (B,)
-        own, z = sample.flatten(1).float(), noisy.flatten(1).float()  # (B, D)
+        own = sample.flatten(1).float()  # (B, D)
+        alpha, sigma = alpha.flatten(1).float(), sigma.flatten(1).float().clamp(min=LEAST_SIGMA)  # (B, 1)
+        z = alpha * own + sigma * noise.flatten(1)
+        unit = draws.shared().uniform("references", (self.count,))[0] if self.most > self.count else None
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, key in enumerate(_keys(labels)):
+            places.setdefault(key, []).append(place)
         mean = torch.empty_like(own)
-        with torch.autocast(sample.device.type, enabled=False):  # the weights need all the digits
-            for g in group.unique().tolist():
-                chosen = (group == g).nonzero()[:, 0]
-                mean[chosen] = self._mean(g, offset, own[chosen], z[chosen], alpha[chosen], sigma[chosen])
-        noise = (z - alpha * mean) / sigma.clamp(min=1e-8)
-        return mean.view_as(sample), noise.view_as(sample)
+        with torch.autocast(sample.device.type, enabled=False):  # should a caller have it on: weights need all digits
+            for key, those in places.items():
+                mean[those] = self._mean(key, unit, own[those], z[those], alpha[those], sigma[those])
+        noise = noise + (alpha / sigma * (own - mean)).view_as(noise)
+        return mean.view_as(sample), noise
 
-    def _mean(self, group: int, offset: float, own, z, alpha, sigma) -> torch.Tensor:
-        """E[x | z] `(b, D)` over a group, by -‖z - αx‖² / 2σ² less what doesn't hang on x."""
+    def _mean(self, key, unit, own, z, alpha, sigma) -> torch.Tensor:
+        """E[x | z] `(b, D)` over a group."""
 
-        def logits(product, squares):
+        def logits(product, squares):  # -‖z - αx‖² / 2σ², less what doesn't hang on x
             return (alpha * product - 0.5 * alpha**2 * squares) / sigma**2
 
-        references, squares = self._references(group, offset)  # (M, D), (M,)
-        of_all = logits(z @ references.T, squares)  # (b, M)
-        if len(references) == len(self.groups[group]):  # its own is among them
-            return of_all.softmax(dim=1) @ references
+        group, squares = self.groups[key], self.squares[key]
+        if len(group) <= self.count:  # its own is among them
+            return logits(z @ group.T, squares).softmax(dim=1) @ group
+        # any of these and its own could have been its own: that makes the mean over them a right target, however few
+        chosen = (unit * len(group)).long()
+        group, squares = group[chosen], squares[chosen]
         of_own = logits((z * own).sum(dim=1, keepdim=True), own.square().sum(dim=1, keepdim=True))  # (b, 1)
-        weights = torch.cat([of_all, of_own], dim=1).softmax(dim=1)
-        return weights[:, :-1] @ references + weights[:, -1:] * own
-
-    def _references(self, group: int, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
-        samples, squares = self.groups[group], self.squares[group]
-        if len(samples) <= self.count:
-            return samples, squares
-        places = torch.arange(self.count, device=samples.device).add_(int(offset * len(samples))) % len(samples)
-        return samples[places], squares[places]
+        weights = torch.cat([logits(z @ group.T, squares), of_own], dim=1).softmax(dim=1)
+        return weights[:, :-1] @ group + weights[:, -1:] * own
 
 
-def _widened(labels: torch.Tensor) -> torch.Tensor:
-    """By a column, so that pictures without labels have one, too."""
-    return F.pad(labels, (0, 1), value=-1)
+def _keys(labels: torch.Tensor) -> Iterable[tuple[int, ...]]:
+    """Sets of labels, whatever their order."""
+    return (tuple(sorted(row)) for row in labels.tolist())

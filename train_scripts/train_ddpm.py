@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hwdiffusion import InputError
 from hwdiffusion.config import Config, run_script
 
 
@@ -21,12 +20,13 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     """
     from accelerate.utils import set_seed
 
-    from hwdiffusion.data import image_channels, image_size, load_data, pixel_views, pixels_to_sample
+    from hwdiffusion.data import image_channels, image_size, load_data, pixels_to_sample, to_model_range, views_of
     from hwdiffusion.judge import training_judge
     from hwdiffusion.labels import check_dropout
     from hwdiffusion.models import build_noise_scheduler, build_pipeline, build_unet, check_inference_steps
     from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
+    from hwdiffusion.stable_targets import check_targets
     from hwdiffusion.trainer import Trainer
 
     args = config.args
@@ -35,9 +35,7 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     check_inference_steps(noise_scheduler, args.num_inference_steps)
     data = load_data(args)
     check_dropout(args, data)
-    check_targets(args, make_loss)
-    if args.stable_targets and data.train.reads_files:
-        raise InputError("--stable_targets must have all pictures in memory, and these are too many; give it 0")
+    check_targets(args, len(data.train), (image_channels(args), *image_size(args)), make_loss)
     set_seed(args.seed)
     unet = build_unet(config.sections["unet"], (image_channels(args), *image_size(args)), len(data.id2label))
     judge = training_judge(args, data, labelled=num_label_classes(unet.config) > 0)
@@ -47,28 +45,28 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     trainer.print(data.summary())
     pipeline = build_pipeline(unet, noise_scheduler, None, data, args)
     if args.stable_targets:
-        make_loss = with_stable_targets(pixel_views(data.train, args.random_flip), data.train.labels, trainer)
+        images, labels = data.train[range(len(data.train))]
+        views = views_of(to_model_range(images), args.random_flip)
+        make_loss = with_stable_targets(views, labels, unet.config, trainer)
+        del views  # many
     loss_of = (make_loss or denoising_loss)(noise_scheduler, unet.config, args, trainer.step_size)
     to_sample = pixels_to_sample(args.random_flip)
     fit_unet(trainer, data.train, to_sample, pipeline, data, judge, loss_of, args.guidance_unet_at)
     return Path(args.output_dir)
 
 
-def check_targets(args, make_loss: Callable | None):
-    """Raise InputError where a loss of the caller's own is to have stable targets."""
-    if args.stable_targets and make_loss is not None:
-        raise InputError("--stable_targets is for the loss of denoising_loss, not for one of make_loss; give it 0")
-
-
-def with_stable_targets(views, labels, trainer) -> Callable:
+def with_stable_targets(views, labels, unet_config, trainer) -> Callable:
     """What makes the loss of stable targets, as `denoising_loss` makes that of the usual ones.
 
     Args:
         views, labels: of all clean samples, `(N, F, C, H, W)` and `(N, T)`.
     """
+    from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.stable_targets import StableTargets
 
-    stable_targets = StableTargets(views.to(trainer.device), labels, trainer.args.stable_targets)
+    told = labels if num_label_classes(unet_config) else labels[:, :0]
+    stable_targets = StableTargets(views, told, trainer.args.stable_targets, trainer.device)
+    trainer.print(f"targets are means over {stable_targets.usual} pictures with the same labels (median)")
     return partial(denoising_loss, stable_targets=stable_targets)
 
 
@@ -77,12 +75,17 @@ def denoising_loss(noise_scheduler, unet_config, args, step_size: int, stable_ta
 
     Args:
         step_size: the samples of a step over all processes and micro-batches.
-        stable_targets: a `StableTargets`, which says of noisy samples what they are of on average.
+        stable_targets: a `StableTargets`, which says what noisy samples are made of on average.
+
+    Raises:
+        ValueError: the flags ask for stable targets, and there are none, or the other way round.
     """
     from hwdiffusion.labels import drop_labels
-    from hwdiffusion.objectives import add_noise, diffusion_loss, draw_timesteps
+    from hwdiffusion.objectives import add_noise, diffusion_loss, draw_timesteps, levels
     from hwdiffusion.pipelines import label_tokens, num_label_classes, unet_conditioning
 
+    if (args.stable_targets > 0) != (stable_targets is not None):
+        raise ValueError(f"stable_targets must be given if, and only if, --stable_targets is ({args.stable_targets})")
     num_classes = num_label_classes(unet_config)
 
     def loss_of(unet, sample, labels, draws):
@@ -94,7 +97,8 @@ def denoising_loss(noise_scheduler, unet_config, args, step_size: int, stable_ta
         timesteps = draw_timesteps(draws, noise_scheduler, args.timestep_sampling, step_size)
         noisy = add_noise(noise_scheduler, sample, noise, timesteps)
         if stable_targets is not None:
-            sample, noise = stable_targets(noise_scheduler, sample, noisy, labels, timesteps, draws)
+            told = labels if num_classes else labels[:, :0]
+            sample, noise = stable_targets(sample, noise, *levels(noise_scheduler, timesteps, sample), told, draws)
         prediction = unet(noisy, timesteps, **unet_conditioning(unet_config, tokens), return_dict=False)[0]
         return diffusion_loss(noise_scheduler, prediction, sample, noise, timesteps, args.snr_gamma)
 

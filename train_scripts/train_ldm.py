@@ -12,12 +12,7 @@ from pathlib import Path
 from hwdiffusion import InputError
 from hwdiffusion.config import Config, run_script
 from hwdiffusion.train_scripts import train_vqgan
-from hwdiffusion.train_scripts.train_ddpm import (
-    check_targets,
-    denoising_loss,
-    fit_unet,
-    with_stable_targets,
-)
+from hwdiffusion.train_scripts.train_ddpm import denoising_loss, fit_unet, with_stable_targets
 
 
 def train(config: Config, make_loss: Callable | None = None) -> Path:
@@ -52,6 +47,7 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     )
     from hwdiffusion.pipelines import num_label_classes
     from hwdiffusion.run_folder import check_run, prepare_output_dir
+    from hwdiffusion.stable_targets import check_targets
     from hwdiffusion.trainer import Trainer
 
     args = config.args
@@ -73,7 +69,7 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
         vqvae = build_vqvae(config.sections["vqvae"], channels, size)
     data = load_data(args)
     check_dropout(args, data)
-    check_targets(args, make_loss)
+    check_targets(args, len(data.train), latent_shape(vqvae, size), make_loss)
     if first_stage is not None:
         train_vqgan.build_helpers(first_stage, data)
     unet = build_unet(config.sections["unet"], latent_shape(vqvae, size), len(data.id2label))
@@ -107,7 +103,8 @@ def train(config: Config, make_loss: Callable | None = None) -> Path:
     pipeline = build_pipeline(unet, noise_scheduler, vqvae, data, args)
     if args.stable_targets:
         views = what_is_noised(vqvae.config, dataset.latents, moved)
-        make_loss = with_stable_targets(views, dataset.labels, trainer)
+        make_loss = with_stable_targets(views, dataset.labels, unet.config, trainer)
+        del views  # many
     loss_of = (make_loss or denoising_loss)(noise_scheduler, unet.config, args, trainer.step_size)
     fit_unet(trainer, dataset, to_sample, pipeline, data, judge, loss_of, args.guidance_unet_at)
     return output_dir
