@@ -241,6 +241,7 @@ def main():
     argv += ["--checkpointing_steps", "1000000"]
     argv += [] if args.train_data_dir is None else ["--train_data_dir", args.train_data_dir]
     context, pipes, seconds = multiprocessing.get_context("spawn"), {}, {"ours": [], "plain": []}
+    processes = {}
     with tempfile.TemporaryDirectory() as folder:
         argv += ["--output_dir", folder]
         config, data, vqvae = prepare(argv)
@@ -250,7 +251,8 @@ def main():
         rate = matrix_rate(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32, device)
         for which in seconds:
             pipes[which], theirs = context.Pipe()
-            context.Process(target=work, args=(which, argv, folder, theirs), daemon=True).start()
+            processes[which] = context.Process(target=work, args=(which, argv, folder, theirs), daemon=True)
+            processes[which].start()
             theirs.close()  # so that a process that fails ends the wait for it
             pipes[which].recv()
         for _ in range(args.rounds):
@@ -259,6 +261,7 @@ def main():
                 seconds[which].append(pipe.recv())
         pipes["ours"].send(None)
         profiled = pipes["ours"].recv()
+        processes["plain"].terminate()  # which still waits for more
     ratios = [slow / fast for slow, fast in zip(seconds["plain"], seconds["ours"])]
     done = flops_of_a_step(config, data, vqvae) / statistics.median(seconds["ours"])
     figures = {
