@@ -22,8 +22,9 @@ def check_dropout(args, data):
 def drop_labels(tokens: torch.Tensor, probability: float, draws: Draws, single: float = 0.0) -> torch.Tensor:
     """Replace whole label sets of tokens `(B, T, K)` by the null label (Ho and Salimans 2022, algorithm 1), and with
     probability `single` each label of a set by itself."""
-    keep = draws.uniform("label_dropout").to(tokens.device) >= probability  # (B,)
-    tokens = tokens * keep[:, None, None]
+    if probability > 0:
+        keep = draws.uniform("label_dropout").to(tokens.device) >= probability  # (B,)
+        tokens = tokens * keep[:, None, None]
     if single > 0:
         keep = draws.uniform("single_label_dropout", (tokens.shape[1],)).to(tokens.device) >= single  # (B, T)
         tokens = tokens * keep[..., None]

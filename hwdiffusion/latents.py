@@ -127,7 +127,9 @@ def latents_to_sample(config, random_flip: bool, shift=0.0, encoder=None) -> Cal
     """
 
     def to_sample(stored: torch.Tensor, draws: Draws) -> torch.Tensor:
-        if encoder is None:
+        if encoder is None and stored.shape[1] == 1:
+            latents = stored[:, 0]
+        elif encoder is None:
             view = (draws.uniform("flip") * stored.shape[1]).long()
             latents = stored[torch.arange(len(stored), device=stored.device), view]
         else:

@@ -56,12 +56,12 @@ class StableTargets:
 
     def __init__(self, views: torch.Tensor, labels: torch.Tensor, count: int, device: torch.device | str = "cpu"):
         self.count = count
-        samples, each = views.flatten(0, 1).flatten(1), views.shape[1]  # (N F, D)
+        samples, each = views.flatten(0, 1).flatten(1).float(), views.shape[1]  # (N F, D)
+        samples = _with_squares(samples)
         places: dict[tuple[int, ...], list[int]] = {}
         for place, key in enumerate(_keys(labels)):
             places.setdefault(key, []).extend(range(place * each, (place + 1) * each))
-        self.groups = {key: samples[those].float().to(device) for key, those in places.items()}  # (n, D) each
-        self.squares = {key: group.square().sum(dim=1) for key, group in self.groups.items()}  # (n,) each
+        self.groups = {key: samples[those].to(device) for key, those in places.items()}  # (n, D + 1) each
         self.most = max(len(group) for group in self.groups.values())
 
     @property
@@ -87,7 +87,8 @@ class StableTargets:
         """
         own = sample.flatten(1).float()  # (B, D)
         alpha, sigma = alpha.flatten(1).float(), sigma.flatten(1).float().clamp(min=LEAST_SIGMA)  # (B, 1)
-        z = alpha * own + sigma * noise.flatten(1)
+        # -‖z - αx‖² / 2σ² less what doesn't hang on x is one product: of this and of (x, -‖x‖² / 2)
+        asked = torch.cat([alpha * (alpha * own + sigma * noise.flatten(1)), alpha**2], dim=1) / sigma**2  # (B, D + 1)
         unit = draws.shared().uniform("references", (self.count,))[0] if self.most > self.count else None
         places: dict[tuple[int, ...], list[int]] = {}
         for place, key in enumerate(_keys(labels)):
@@ -95,25 +96,26 @@ class StableTargets:
         mean = torch.empty_like(own)
         with torch.autocast(sample.device.type, enabled=False):  # should a caller have it on: weights need all digits
             for key, those in places.items():
-                mean[those] = self._mean(key, unit, own[those], z[those], alpha[those], sigma[those])
+                mean[those] = self._mean(self.groups[key], unit, own[those], asked[those])
         noise = noise + (alpha / sigma * (own - mean)).view_as(noise)
         return mean.view_as(sample), noise
 
-    def _mean(self, key, unit, own, z, alpha, sigma) -> torch.Tensor:
+    def _mean(self, group, unit, own, asked) -> torch.Tensor:
         """E[x | z] `(b, D)` over a group."""
-
-        def logits(product, squares):  # -‖z - αx‖² / 2σ², less what doesn't hang on x
-            return (alpha * product - 0.5 * alpha**2 * squares) / sigma**2
-
-        group, squares = self.groups[key], self.squares[key]
         if len(group) <= self.count:  # its own is among them
-            return logits(z @ group.T, squares).softmax(dim=1) @ group
+            # few rows by many are the slower order of the two; to read the group is all that takes time
+            weights = (group @ asked.T).T.softmax(dim=1)
+            return (weights @ group)[:, :-1]
         # any of these and its own could have been its own: that makes the mean over them a right target, however few
-        chosen = (unit * len(group)).long()
-        group, squares = group[chosen], squares[chosen]
-        of_own = logits((z * own).sum(dim=1, keepdim=True), own.square().sum(dim=1, keepdim=True))  # (b, 1)
-        weights = torch.cat([logits(z @ group.T, squares), of_own], dim=1).softmax(dim=1)
-        return weights[:, :-1] @ group + weights[:, -1:] * own
+        group = group[(unit * len(group)).long()]
+        of_own = (asked * _with_squares(own)).sum(dim=1, keepdim=True)  # (b, 1)
+        weights = torch.cat([asked @ group.T, of_own], dim=1).softmax(dim=1)
+        return (weights[:, :-1] @ group)[:, :-1] + weights[:, -1:] * own
+
+
+def _with_squares(samples: torch.Tensor) -> torch.Tensor:
+    """Samples `(n, D)`, and beside each -‖x‖² / 2; `(n, D + 1)`."""
+    return torch.cat([samples, -0.5 * samples.square().sum(dim=1, keepdim=True)], dim=1)
 
 
 def _keys(labels: torch.Tensor) -> Iterable[tuple[int, ...]]:
