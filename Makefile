@@ -45,9 +45,9 @@ bench: install
 		--latent $(BENCH)/time-to-quality/ours-600s --student $(BENCH)/student --classifier $(JUDGE) \
 		--torch_dtype float32 bfloat16 --output $(BENCH)/sampling-speed
 	for precision in no bf16; do for of in train_ldm:mnist-fast train_ddpm:mnist-ddpm; do \
-		$(BIN)/python benchmarks/step_speed.py $${of#*:} --script $${of%:*} --train_data_dir "$(MNIST)" \
+		$(BIN)/python benchmarks/step_speed.py $${of#*:} --script $${of%:*} --train_data_dir "$(MNIST)" --rounds 10 \
 		--mixed_precision $$precision --output $(BENCH)/step-speed-$${of#*:}-$$precision || exit 1; done; \
-		$(BIN)/python benchmarks/step_speed.py mnist-fast --script train_ldm --stable_targets 0 --train_data_dir "$(MNIST)" \
+		$(BIN)/python benchmarks/step_speed.py mnist-fast --script train_ldm --stable_targets 0 --train_data_dir "$(MNIST)" --rounds 10 \
 		--mixed_precision $$precision --output $(BENCH)/step-speed-mnist-fast-plain-loss-$$precision || exit 1; done
 	$(BIN)/python benchmarks/scaling.py mnist-ddpm --train_data_dir "$(MNIST)" --output $(BENCH)/scaling
 

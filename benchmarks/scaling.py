@@ -6,7 +6,7 @@
 Every point is a `--dry_run` of a training script, which times a run in small; all points take their turns, `--rounds`
 times, on a CPU. Of each the medians: milliseconds of a step and of one of its pictures, and seconds of the rest of the
 command, which is some seconds of imports, and then what reading the pictures costs; of a step in brackets the least
-and the most of all rounds. `growth` is the slope of
+and the most of all rounds. `exponent` is the slope of
 log(a step) over log(what grows): 1 where a step costs in proportion, 0 where it costs the same. Of processes a step
 has as many times the pictures, so 0 is what n processes could give at best, and 1 means that nothing was gained. The
 table is `OUTPUT.md`, the figures, of every round, `OUTPUT.json`.
@@ -82,20 +82,20 @@ def main():
             print(name, value, rounds[-1], flush=True)
 
     figures = [{"what": name, "value": value, "rounds": rounds} for (name, value), rounds in points.items()]
-    lines = ["| what grows | from … to | a step, ms | growth | a picture, ms | the rest, s |", "|---" * 6 + "|"]
+    lines = ["| what grows | from … to | a step, ms | exponent | a picture, ms | the rest, s |", "|---" * 6 + "|"]
     for name, values in grown.items():
         medians = {
             key: [statistics.median(of[key] for of in points[name, value]) for value in values]
             for key in ("step", "picture", "rest")
         }
         steps_of = {value: [1000 * of["step"] for of in points[name, value]] for value in values}
-        spread = [f"{statistics.median(of):.3g} ({min(of):.3g}–{max(of):.3g})" for of in steps_of.values()]
+        spread = [f"{digits(statistics.median(of))} ({digits(min(of))}–{digits(max(of))})" for of in steps_of.values()]
         cells = [name, " → ".join(map(str, values)), " → ".join(spread), arrows(medians["picture"], 1000)]
-        growth = ""
+        exponent = ""
         if len(values) > 1:
             steps = medians["step"]
-            growth = f"{math.log(steps[-1] / steps[0]) / math.log(values[-1] / values[0]):.2f}"
-        cells.insert(3, growth)
+            exponent = f"{math.log(steps[-1] / steps[0]) / math.log(values[-1] / values[0]):.2f}"
+        cells.insert(3, exponent)
         lines.append(f"| {' | '.join(cells)} | {arrows(medians['rest'], 1)} |")
     args.output.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
     args.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
@@ -103,7 +103,12 @@ def main():
 
 
 def arrows(values: list[float], unit: float) -> str:
-    return " → ".join(f"{value * unit:.3g}" for value in values)
+    return " → ".join(digits(value * unit) for value in values)
+
+
+def digits(value: float) -> str:
+    """Three of them, and of what is larger all before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 if __name__ == "__main__":

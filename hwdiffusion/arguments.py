@@ -73,6 +73,10 @@ _INTERVAL_OF_A_CALL = {
     "help": "The part of the steps that is guided: its start and stop, in 0 to 1. Default: the pipeline's own where "
     "--guidance_scale is, too, else 0 1."
 }
+_TRUNCATION = {
+    "help": "Of GANs only, above 0: noise within plus and minus this; less gives more typical pictures, and fewer "
+    "kinds of them. Default: noise as it is."
+}
 LR_SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -454,6 +458,7 @@ class EvaluationArguments:
     guidance_scale: Optional[float] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     num_inference_steps: Optional[int] = field(default=None, metadata={"help": "Default: the pipeline's own."})
     guidance_interval: Optional[list[float]] = field(default=None, metadata=_INTERVAL_OF_A_CALL)
+    truncation: Optional[float] = field(default=None, metadata=_TRUNCATION)
     guide: Optional[str] = field(
         default=None,
         metadata={"help": "A folder of train_classifier.py --noise_aware, which guides by its gradient, too."},
@@ -562,6 +567,7 @@ class SampleArguments(DrawingArguments):
     num: int = field(default=10, metadata={"help": "Pictures of each label."})
     grid: bool = field(default=False, metadata={"help": "One picture, a row a label, in place of a folder."})
     batch_size: int = field(default=64, metadata={"help": "Pictures that are drawn together."})
+    truncation: Optional[float] = field(default=None, metadata=_TRUNCATION)
 
 
 @dataclass

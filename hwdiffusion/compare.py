@@ -156,6 +156,7 @@ def saved_report(pipe, digest: str, args: EvaluationArguments) -> dict | None:
         "scheduler": scheduler_name(pipe),
         "scheduler_sha256": scheduler_digest(pipe),
         "guidance_interval": None,
+        "truncation": None,
         "guide": None,
         **sampling_options(pipe, args),
         "torch_dtype": None if args.torch_dtype == "float32" else args.torch_dtype,

@@ -344,9 +344,11 @@ def parse_evaluation(command: str, argv: list[str]) -> EvaluationArguments:
     for scale in args.guidance_scale if isinstance(args.guidance_scale, list) else [args.guidance_scale]:
         require(scale is None or 0 <= scale < float("inf"), "guidance_scale", "at least 0")
     require(args.guidance_interval is None or _is_part(args.guidance_interval), "guidance_interval", A_PART)
-    if args.run is None and (args.guidance_interval is not None or args.torch_dtype != "float32"):
+    of_a_run = (args.guidance_interval, args.truncation, None if args.torch_dtype == "float32" else args.torch_dtype)
+    if args.run is None and any(value is not None for value in of_a_run):
         raise InputError(
-            "--guidance_interval and --torch_dtype are for samples of a run; with --images leave them out"
+            "--guidance_interval, --truncation and --torch_dtype are for samples of a run; with --images leave them "
+            "out"
         )
     if args.guide is not None and (args.run is None or command == "compare"):
         raise InputError("--guide is for the samples of one run, by `hwdiffusion evaluate` or `hwdiffusion sweep`")

@@ -49,12 +49,6 @@ def keep_freed_memory() -> bool:
     return mallopt(M_TRIM_THRESHOLD, LARGEST_INT) == 1 and kept
 
 
-def seed_all(device: torch.device, seed: int):
-    """Seed the generators that a process on a device draws from: `torch.manual_seed`, which without a GPU takes a
-    hundredth of a small UNet's step, since it notes the stack for a GPU that may come."""
-    (torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed)(seed)
-
-
 def choose_attention(unet: torch.nn.Module, mixed_precision: str, device: torch.device):
     """Let a UNet that trains on a CPU in bf16 compute its attention in float32, where that is faster."""
     if device.type == "cpu" and mixed_precision == "bf16":

@@ -107,7 +107,8 @@ def how_drawn(sampling: dict) -> str:
     rest = f", {sampling['torch_dtype']}" if "torch_dtype" in sampling else ""
     rest += ", labels as often as held out" if "label_frequencies" in sampling else ""
     if sampling["scheduler"] is None:
-        return "one pass of the generator" + rest
+        truncated = f", truncation {sampling['truncation']:g}" if "truncation" in sampling else ""
+        return "one pass of the generator" + truncated + rest
     guidance = "autoguidance" if "autoguidance" in sampling else "guidance"
     how = "{scheduler}, {num_inference_steps} steps, {guidance} {guidance_scale}".format(**sampling, guidance=guidance)
     if "guidance_interval" in sampling:

@@ -267,8 +267,11 @@ def sampling_options(pipe, args: EvaluationArguments | DrawingArguments) -> dict
     if they aren't given, and 1 of a GAN, and where only some of the steps are guided, which.
 
     Raises:
-        InputError: some of the steps of a GAN.
+        InputError: some of the steps of a GAN, the truncation of what is none.
     """
+    truncation = getattr(args, "truncation", None)
+    if truncation is not None and scheduler_name(pipe) is not None:
+        raise InputError("--truncation is for GANs; of a diffusion model --guidance_scale makes pictures more typical")
     if args.guidance_interval is not None and scheduler_name(pipe) is None:
         raise InputError("--guidance_interval is for diffusion models; a GAN draws in one pass")
     steps = args.num_inference_steps
@@ -281,6 +284,8 @@ def sampling_options(pipe, args: EvaluationArguments | DrawingArguments) -> dict
         options["guidance_interval"] = list(interval)
     if getattr(args, "classifier_guidance_scale", None) is not None:
         options["classifier_guidance_scale"] = args.classifier_guidance_scale
+    if truncation is not None:
+        options["truncation"] = truncation
     return options
 
 

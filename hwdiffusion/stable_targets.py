@@ -56,12 +56,13 @@ class StableTargets:
 
     def __init__(self, views: torch.Tensor, labels: torch.Tensor, count: int, device: torch.device | str = "cpu"):
         self.count = count
-        samples, each = views.flatten(0, 1).flatten(1).float(), views.shape[1]  # (N F, D)
-        samples = _with_squares(samples)
+        samples, each = views.flatten(0, 1).flatten(1), views.shape[1]  # (N F, D)
         places: dict[tuple[int, ...], list[int]] = {}
         for place, key in enumerate(_keys(labels)):
             places.setdefault(key, []).extend(range(place * each, (place + 1) * each))
-        self.groups = {key: samples[those].to(device) for key, those in places.items()}  # (n, D + 1) each
+        self.groups = {
+            key: _with_squares(samples[those].float()).to(device) for key, those in places.items()
+        }  # (n, D + 1) each
         self.most = max(len(group) for group in self.groups.values())
 
     @property
@@ -103,7 +104,7 @@ class StableTargets:
     def _mean(self, group, unit, own, asked) -> torch.Tensor:
         """E[x | z] `(b, D)` over a group."""
         if len(group) <= self.count:  # its own is among them
-            # few rows by many are the slower order of the two; to read the group is all that takes time
+            # many rows by few is the faster order of the two, and the products are what takes time
             weights = (group @ asked.T).T.softmax(dim=1)
             return (weights @ group)[:, :-1]
         # any of these and its own could have been its own: that makes the mean over them a right target, however few

@@ -5,9 +5,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+_OF_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class TrainedModel:
@@ -48,6 +52,10 @@ class TrainedModel:
                 model.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=args.ema_power, foreach=True
             )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)  # wrapped for distributed training
+        # accelerate's optimizer asks at every step which packages are installed, a hundredth of a small UNet's step;
+        # where it has nothing to do, the one that it wraps steps
+        bare = accelerator.scaler is None and accelerator.distributed_type in _OF_PROCESSES
+        self._stepped = self.optimizer.optimizer if bare else self.optimizer
         self.parameters = list(self.model.parameters())  # to find them anew takes a thirtieth of a small UNet's step
         self.lr_scheduler: Any = None
         self.skipped = False  # whether the last update was left out, because it was not finite
@@ -97,16 +105,10 @@ class TrainedModel:
         watched = self.args.skip_nonfinite_steps and self.accelerator.scaler is None
         self.skipped = watched and not bool(torch.isfinite(norm))
         if not self.skipped:
-            self._step()
+            self._stepped.step()
         self.lr_scheduler.step()
-        self.optimizer.optimizer.zero_grad()
+        self._stepped.zero_grad()
         return norm
-
-    def _step(self):
-        if self.accelerator.scaler is not None:
-            self.optimizer.step()
-        else:  # the wrapper asks at every step whether some package is installed, which takes as long as its clipping
-            self.optimizer.optimizer.step()
 
     def average_of(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
         """What is kept as the average of a parameter, if anything is."""
@@ -122,8 +124,8 @@ class TrainedModel:
         # as EMAModel.step, but in half the time, and what the optimizer doesn't train, a codebook of moving averages,
         # is averaged, too, not copied
         self.ema.optimization_step += 1
-        self.ema.cur_decay_value = self.ema.get_decay(self.ema.optimization_step)
-        get_ema_multi_avg_fn(self.ema.cur_decay_value)(self.ema.shadow_params, self.parameters, None)
+        average = get_ema_multi_avg_fn(self.ema.get_decay(self.ema.optimization_step))
+        average(self.ema.shadow_params, self.parameters, None)
 
     def show_average(self):
         """Evaluation mode, and the averaged weights in the place of the trained ones."""

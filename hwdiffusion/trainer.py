@@ -42,10 +42,10 @@ from hwdiffusion.checkpoints import (
 from hwdiffusion.compilation import compile_in_place, eager
 from hwdiffusion.config import Config
 from hwdiffusion.failures import sentence_of
-from hwdiffusion.host import prepare_host, seed_all
+from hwdiffusion.host import prepare_host
 from hwdiffusion.interruption import Interruption, leave_signals_to_the_parent
 from hwdiffusion.labels import balanced_order
-from hwdiffusion.randomness import BatchOrder, Draws, epoch_order
+from hwdiffusion.randomness import BatchOrder, Draws, epoch_order, seed_modules
 from hwdiffusion.run_clock import RunClock
 from hwdiffusion.sources import few
 from hwdiffusion.trained_model import TrainedModel
@@ -339,7 +339,8 @@ class Trainer:
             places = torch.from_numpy(self._order.places(micro_batch)).to(self.device, non_blocking=True)
             # for what draws by itself, dropout: it too must not depend on the run's history
             coordinates = [self.args.seed, self.step, micro_batch, self.accelerator.process_index]
-            seed_all(self.device, int(np.random.SeedSequence(coordinates).generate_state(1, np.uint64)[0] >> 1))
+            seed = int(np.random.SeedSequence(coordinates).generate_state(1, np.uint64)[0] >> 1)
+            seed_modules(seed, self.device)
             with self.accelerator.accumulate(*models):
                 yield Batch(data, Draws(self.args.seed, self.step, places), self.step)
         for trained in self._models.values():

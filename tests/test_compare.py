@@ -218,6 +218,20 @@ def test_a_command_that_says_too_little_or_too_much(runs, refused):
     assert "--scheduler ddim is for diffusion models" in refused(runs / "pixels", runs / "gan", "--scheduler", "ddim")
 
 
+def test_an_evaluation_of_truncated_noise_counts_where_that_is_asked_for_alone(runs, capsys):
+    shutil.copytree(runs / "gan", runs / "other")
+    judged = ["--classifier", str(runs / "judge"), "--num_samples", "60"]
+    assert cli.main(["evaluate", str(runs / "pixels"), *judged]) == 0
+    assert cli.main(["evaluate", str(runs / "gan"), *judged, "--truncation", "0.5"]) == 0
+    report = json.loads((runs / "gan" / "evaluation.json").read_text())
+    assert report["sampling"]["truncation"] == 0.5
+    assert "one pass of the generator, truncation 0.5" in capsys.readouterr().out
+    compare(runs, runs / "pixels", runs / "gan", code=2)
+    assert "gan has no saved evaluation of its present weights and settings" in capsys.readouterr().err
+    compare(runs, runs / "gan", runs / "other", "--truncation", "0.5", code=2)
+    assert "other has no saved evaluation of its present weights and settings" in capsys.readouterr().err
+
+
 def test_what_needs_steps_refuses_a_gan(runs, capsys):
     for command in (["sweep", runs / "gan"], ["trajectory", runs / "gan", "--output", runs / "x.png"]):
         assert cli.main([*map(str, command)]) == 2

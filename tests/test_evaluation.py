@@ -531,6 +531,7 @@ def test_what_can_not_be_loaded_or_chosen(world, base, run, refused):
     assert "--guidance_interval must be two numbers" in refused(run, "--guidance_interval", "0.5")
     pictures = ["--images", world["folder"] / "base.npz", "--reference", world["real"], *SIZE]
     assert "are for samples of a run" in refused(*pictures, "--torch_dtype", "bfloat16")
+    assert "are for samples of a run" in refused(*pictures, "--truncation", "1")
     assert "--guidance_interval must be two numbers" in refused(run, "--guidance_interval", "0.8", "0.2")
     assert "--device gpu is not there" in refused(run, "--device", "gpu")
     assert "--resolution must be" in refused("--images", "x.npz", "--resolution", "0")

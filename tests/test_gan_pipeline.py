@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from scipy.stats import kstest, truncnorm
 from tiny import NAMES, make_gan, make_pipeline, seeds
 
-from hwdiffusion import InputError
+from hwdiffusion import InputError, cli
 from hwdiffusion.models import PIPELINES, load_pipeline
 from hwdiffusion.pipelines import ClassConditionalGANPipeline, ClassConditionalPipeline, ResidualGenerator, truncate
 
@@ -256,3 +257,28 @@ def test_each_pipeline_is_loaded_as_what_it_is(tmp_path):
     assert type(load_pipeline(str(tmp_path / "diffusion"), "cpu", PIPELINES)) is ClassConditionalPipeline
     with pytest.raises(InputError, match="gan is a ClassConditionalGANPipeline, which draws in one pass"):
         load_pipeline(str(tmp_path / "gan"), "cpu")
+
+
+def test_samples_are_drawn_of_truncated_noise(tmp_path, capsys):
+    make_gan().save_pretrained(tmp_path / "gan")
+    make_pipeline("pixel").save_pretrained(tmp_path / "diffusion")
+
+    def sampled(run: str, output: str, *flags: str) -> int:
+        command = ["sample", str(tmp_path / run), "--labels", "1", "--num", "2", "--output", str(tmp_path / output)]
+        return cli.main([*command, "--device", "cpu", *flags])
+
+    assert sampled("gan", "near", "--truncation", "0.5") == 0
+    pipe = ClassConditionalGANPipeline.from_pretrained(tmp_path / "gan")
+    expected = pipe(labels=[1, 1], truncation=0.5, generator=seeds(0, 1), output_type="np").images
+    drawn = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "near").rglob("*.png"))]
+    assert np.array_equal(np.stack(drawn), (expected.squeeze(-1) * 255).round().astype(np.uint8))
+    assert sampled("gan", "wide") == 0
+    wide = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "wide").rglob("*.png"))]
+    assert not np.array_equal(drawn, wide)
+
+    capsys.readouterr()
+    assert sampled("gan", "none", "--truncation", "0") == 2
+    assert "truncation must be a positive number, not 0" in capsys.readouterr().err
+    assert sampled("diffusion", "none", "--truncation", "1") == 2
+    assert "--truncation is for GANs" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
