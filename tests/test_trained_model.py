@@ -31,7 +31,7 @@ def test_the_average_is_that_of_diffusers_and_what_no_optimizer_trains_is_averag
     assert trained.ema.optimization_step == theirs.optimization_step == 8 and theirs.cur_decay_value == 0.7
     torch.testing.assert_close(trained.average_of(model.weight), theirs.shadow_params[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(trained.average_of(model.bias), bias, rtol=0, atol=1e-5)
-    assert (trained.average_of(model.weight) - model.weight).abs().max() > 0.1
+    assert (trained.average_of(model.weight) - model.weight).abs().max() > 0.05
     assert (trained.average_of(model.bias) - model.bias).abs().min() > 0.1
     trained.update_average()  # without a step in between
     assert trained.ema.optimization_step == 8
