@@ -23,9 +23,14 @@ _WHOLE = "what was saved before is whole, and can be continued from"
 
 def exit_code(name: str, work: Callable[[], object]) -> int:
     """Do the work of a command and return its exit code, with one sentence on what went wrong: 2 where the input can't
-    be used, 1 where the work can't go on, 128 and the signal's number where it was told to stop."""
+    be used, 1 where the work can't go on, 128 and the signal's number where it was told to stop. Where nobody reads
+    its output any more, it ends without a word."""
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output, `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes the rest when it ends
+        return 141  # 128 and the number of SIGPIPE, which not every system has
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2

@@ -170,3 +170,16 @@ def test_debug_shows_where_an_error_comes_from(capsys):
 
     with pytest.raises(InputError, match="unknown preset"):
         cli.main(["--debug", "presets", "show", "nothing"])
+
+
+def test_a_reader_that_has_enough_of_the_output_ends_the_command_quietly():
+    lines = (
+        "from hwdiffusion.failures import exit_code; raise SystemExit(exit_code('it', lambda: print('line\\n' * {})))"
+    )
+    for count in (3, 100_000):  # what is still in the buffer at the end, and more than a pipe holds
+        process = subprocess.Popen(
+            [sys.executable, "-c", lines.format(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+        process.stderr.close()
