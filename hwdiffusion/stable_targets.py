@@ -38,7 +38,7 @@ def check_targets(args, count: int, shape: tuple[int, ...], make_loss: Callable 
     size = 4 * count * torch.Size(shape).numel() * (2 if args.random_flip else 1) / 2**30
     if size > args.image_memory_gb:
         raise InputError(
-            f"{asked} keeps {count} samples of {shape} at hand, {size:.1f} GiB, more than --image_memory_gb "
+            f"{asked} keeps {count} samples of {shape} at hand, {size:.2g} GiB, more than --image_memory_gb "
             f"{args.image_memory_gb:g}; raise that, or give --stable_targets 0"
         )
 

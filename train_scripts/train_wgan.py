@@ -99,7 +99,7 @@ def train(config: Config) -> Path:
     if trainer.step < args.critic_steps and not args.dry_run:
         raise RunError(
             f"the run in {args.output_dir} ended after {trainer.step} steps of the critic, before the generator's "
-            f"first, at --critic_steps {args.critic_steps}; train for longer"
+            f"first, at --critic_steps {args.critic_steps}, so what it saved is untrained; raise --max_train_seconds"
         )
     finish(trainer, lambda: pipeline_card(config, pipeline, data.summary(), trainer.max_steps))
     return Path(args.output_dir)
